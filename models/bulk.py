@@ -1,0 +1,63 @@
+"""Many rows in one statement: they travel as one JSON parameter and the database unfolds them into a record set."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from models.database import is_postgresql
+
+Row = Mapping[str, Any]
+_PG = postgresql.dialect()
+
+
+def sqlite_time(value: datetime) -> str:
+    """The text by which UtcDateTime keeps a time on SQLite: of fixed width, so that it sorts by time."""
+    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+
+
+def as_json(connection: AsyncConnection, rows: Iterable[Row]) -> str:
+    """The rows as one JSON array text in the database's own time format; decimals become text and stay exact."""
+    if is_postgresql(connection):
+        return msgspec.json.encode(list(rows)).decode()
+    plain = [{k: sqlite_time(v) if isinstance(v, datetime) else v for k, v in row.items()} for row in rows]
+    return msgspec.json.encode(plain).decode()
+
+
+def recordset(connection: AsyncConnection, columns: Sequence[sa.Column[Any]]) -> str:
+    """SQL for a FROM item named `r` with these columns, fed from the parameter `:rows`."""
+    if is_postgresql(connection):
+        fields = ", ".join(f'"{c.name}" {c.type.compile(dialect=_PG)}' for c in columns)
+        return f"json_to_recordset(CAST(:rows AS json)) AS r({fields})"
+    fields = ", ".join(f"json_extract(value, '$.{c.name}') AS \"{c.name}\"" for c in columns)
+    return f"(SELECT {fields} FROM json_each(:rows)) AS r"
+
+
+async def insert_rows(
+    connection: AsyncConnection, table: sa.Table, rows: Sequence[Row], *, conflict: str = "", returning: str = ""
+) -> Sequence[sa.Row[Any]]:
+    """Insert rows that all have the first row's columns; `conflict` is an ON CONFLICT clause, `returning` a column list."""
+    if not rows:
+        return []
+    columns = [table.c[name] for name in rows[0]]
+    names = ", ".join(f'"{c.name}"' for c in columns)
+    tail = f" RETURNING {returning}" if returning else ""
+    # WHERE true: SQLite cannot otherwise tell ON CONFLICT from a join's ON.
+    statement = f'INSERT INTO "{table.name}" ({names}) SELECT {names} FROM {recordset(connection, columns)} WHERE true {conflict}{tail}'  # noqa: S608 (names come from our own tables)
+    result = await connection.execute(sa.text(statement), {"rows": as_json(connection, rows)})
+    return result.all() if returning else []
+
+
+async def query_rows(
+    connection: AsyncConnection, sql: str, columns: Sequence[sa.Column[Any]], rows: Sequence[Row], **parameters: Any
+) -> Sequence[sa.Row[Any]]:
+    """Run `sql`, in which `{r}` stands for the record set `r` of the rows, and return what it returns."""
+    if not rows:
+        return []
+    statement = sa.text(sql.format(r=recordset(connection, columns)))
+    result = await connection.execute(statement, {"rows": as_json(connection, rows), **parameters})
+    return result.all() if result.returns_rows else []

@@ -1,0 +1,173 @@
+"""Crawls as an operator asks for them: created in one transaction, found again by the same command, re-crawls never doubled."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from models.bulk import insert_rows, query_rows
+from models.messages import NORMAL_PRIORITY, URGENT_PRIORITY
+from models.tables import crawl, page, shop, shop_crawl
+
+
+class ShopRequest(msgspec.Struct, frozen=True):
+    """One shop to crawl, with its validated options."""
+
+    source: str
+    key: str
+    options: dict[str, Any]
+
+
+class Submission(msgspec.Struct, frozen=True):
+    """What became of a request: the crawl it is now, whether that crawl ran already, and how many shops it took in."""
+
+    crawl_id: int
+    resumed: bool
+    shops: int
+    pending: int = 0
+    """Shops left out because a re-crawl of them is pending already."""
+
+
+def fingerprint(kind: str, shops: Sequence[ShopRequest]) -> str:
+    """A digest of what is asked for, independent of the order of shops."""
+    lines = sorted(msgspec.json.encode(shop_request, order="deterministic") for shop_request in shops)
+    return sha256(kind.encode() + b"\n".join(lines)).hexdigest()
+
+
+async def submit_crawl(
+    connection: AsyncConnection, shops: Sequence[ShopRequest], *, now: datetime, priority: int = NORMAL_PRIORITY
+) -> Submission:
+    """Start a crawl of these shops, or find the unfinished one that the same request started before."""
+    mark = fingerprint("crawl", shops)
+    running = sa.select(crawl.c.id).where(crawl.c.fingerprint == mark, crawl.c.state != "finished")
+    found = await connection.scalar(running.order_by(crawl.c.id.desc()).limit(1))
+    if found is not None:
+        return Submission(found, resumed=True, shops=len(shops))
+    crawl_id = await _new_crawl(connection, "crawl", mark, priority, now)
+    taken = await _add_shops(connection, crawl_id, "crawl", shops, priority, now)
+    return Submission(crawl_id, resumed=False, shops=taken)
+
+
+async def submit_recrawl(
+    connection: AsyncConnection, shops: Sequence[ShopRequest], *, now: datetime, priority: int = URGENT_PRIORITY
+) -> Submission:
+    """Re-crawl these shops ahead of other work; shops whose re-crawl is pending already are left to that one."""
+    crawl_id = await _new_crawl(connection, "recrawl", fingerprint("recrawl", shops), priority, now)
+    taken = await _add_shops(connection, crawl_id, "recrawl", shops, priority, now)
+    if taken == 0:
+        await connection.execute(sa.delete(crawl).where(crawl.c.id == crawl_id))
+        pending = await _pending_recrawl(connection, shops)
+        return Submission(pending or 0, resumed=True, shops=0, pending=len(shops))
+    return Submission(crawl_id, resumed=False, shops=taken, pending=len(shops) - taken)
+
+
+async def _new_crawl(connection: AsyncConnection, kind: str, mark: str, priority: int, now: datetime) -> int:
+    values = {"kind": kind, "state": "running", "fingerprint": mark, "priority": priority, "options": {}, "created_at": now}
+    result = await connection.execute(sa.insert(crawl).values(values).returning(crawl.c.id))
+    return int(result.scalar_one())
+
+
+async def _add_shops(
+    connection: AsyncConnection, crawl_id: int, kind: str, shops: Sequence[ShopRequest], priority: int, now: datetime
+) -> int:
+    """Insert shops, shop crawls and each one's first page; returns how many shop crawls were new."""
+    ids = await shop_ids(connection, shops, now)
+    rows = [
+        {
+            "crawl_id": crawl_id,
+            "shop_id": ids[request.source, request.key],
+            "kind": kind,
+            "state": "open",
+            "priority": priority,
+            "options": request.options,
+            "planned": 1,
+            "created_at": now,
+        }
+        for request in shops
+    ]
+    added = await insert_rows(connection, shop_crawl, rows, conflict="ON CONFLICT DO NOTHING", returning="id, shop_id")
+    source_of = {shop_id: source for (source, _key), shop_id in ids.items()}
+    first_pages = [new_page(row.id, source_of[row.shop_id], 1, priority, now) for row in sorted(added, key=lambda r: r.id)]
+    await insert_rows(connection, page, first_pages)
+    return len(added)
+
+
+def new_page(shop_crawl_id: int, source: str, number: int, priority: int, now: datetime) -> dict[str, Any]:
+    """The row of a page that is due at once."""
+    return {
+        "shop_crawl_id": shop_crawl_id,
+        "source": source,
+        "number": number,
+        "priority": priority,
+        "rank": number,
+        "state": "ready",
+        "reviewed": True,
+        "fence": 0,
+        "tries": 0,
+        "crashes": 0,
+        "due_at": now,
+    }
+
+
+async def shop_ids(connection: AsyncConnection, shops: Sequence[ShopRequest], now: datetime) -> dict[tuple[str, str], int]:
+    """The ids of these shops by (source, key); shops never seen before are added."""
+    rows = [{"source": request.source, "key": request.key, "created_at": now} for request in shops]
+    rows.sort(key=lambda row: (row["source"], row["key"]))
+    await insert_rows(connection, shop, rows, conflict="ON CONFLICT (source, key) DO NOTHING")
+    sql = 'SELECT s.id, s.source, s."key" FROM {r} JOIN shop s ON s.source = r.source AND s."key" = r."key"'
+    found = await query_rows(connection, sql, [shop.c.source, shop.c.key], rows)
+    return {(row.source, row.key): row.id for row in found}
+
+
+async def _pending_recrawl(connection: AsyncConnection, shops: Sequence[ShopRequest]) -> int | None:
+    pending = sa.select(sa.func.max(shop_crawl.c.crawl_id)).join(shop, shop.c.id == shop_crawl.c.shop_id)
+    keys = [request.key for request in shops]
+    return await connection.scalar(
+        pending.where(shop_crawl.c.kind == "recrawl", shop_crawl.c.state == "open", shop.c.key.in_(keys[:500]))
+    )
+
+
+def _latest() -> sa.Subquery:
+    """The newest settled shop crawl of each shop."""
+    order = sa.func.row_number().over(partition_by=shop_crawl.c.shop_id, order_by=shop_crawl.c.settled_at.desc())
+    columns = (shop_crawl.c.shop_id, shop_crawl.c.verdict, shop_crawl.c.settled_at, shop_crawl.c.options)
+    inner = sa.select(*columns, order.label("nth")).where(shop_crawl.c.state == "settled").subquery()
+    return sa.select(inner).where(inner.c.nth == 1).subquery()
+
+
+async def known_shops(
+    connection: AsyncConnection,
+    *,
+    now: datetime,
+    source: str | None = None,
+    keys: Sequence[str] | None = None,
+    verdicts: Sequence[str] | None = None,
+    older_than: timedelta | None = None,
+) -> list[ShopRequest]:
+    """Shops seen before, with their latest options, that fit every filter given."""
+    latest = _latest()
+    query = sa.select(shop.c.source, shop.c.key, latest.c.options).join(latest, latest.c.shop_id == shop.c.id, isouter=True)
+    if source is not None:
+        query = query.where(shop.c.source == source)
+    if keys is not None:
+        query = query.where(shop.c.key.in_(keys))
+    if verdicts is not None:
+        query = query.where(latest.c.verdict.in_(verdicts))
+    if older_than is not None:
+        query = query.where(latest.c.settled_at < now - older_than)
+    rows = await connection.execute(query.order_by(shop.c.id))
+    return [ShopRequest(row.source, row.key, _options(row.options)) for row in rows]
+
+
+def _options(value: Mapping[str, Any] | None) -> dict[str, Any]:
+    return dict(value or {})
+
+
+async def unfinished_crawls(connection: AsyncConnection) -> list[int]:
+    """Ids of the crawls that have not finished, oldest first."""
+    rows = await connection.scalars(sa.select(crawl.c.id).where(crawl.c.state != "finished").order_by(crawl.c.id))
+    return list(rows)

@@ -1,0 +1,128 @@
+"""Items in the store: what changed is decided purely, then written in bulk."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from models.bulk import insert_rows, query_rows
+from models.source import Item
+from models.tables import item as item_table
+
+# Sales and GMV figures move every day by themselves: a change of them alone is not a change of the item.
+UNTRACKED = frozenset({"gmv_30d", "gmv_90d", "sold_30d", "sold_90d", "orders_30d", "rank_score", "extra"})
+FIELDS = tuple(field for field in Item.__struct_fields__ if field != "item_id")
+TRACKED = tuple(field for field in FIELDS if field not in UNTRACKED)
+ItemKey = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """One item seen on one page of one shop crawl at one time."""
+
+    shop_id: int
+    shop_crawl_id: int
+    seen_at: datetime
+    item: Item
+
+    @property
+    def key(self) -> ItemKey:
+        return (self.shop_id, self.item.item_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Diff:
+    """What a batch of sightings means against what is stored: rows to write in full, and rows only seen again."""
+
+    new: list[Sighting]
+    changed: list[Sighting]
+    unchanged: list[Sighting]
+
+
+def content_hash(item: Item) -> int:
+    """A signed 64-bit digest of the tracked fields; equal numbers of another scale ("3.9", "3.90") count as equal."""
+    values = [_plain(getattr(item, field)) for field in TRACKED]
+    return int.from_bytes(blake2b(msgspec.json.encode(values), digest_size=8).digest(), "big", signed=True)
+
+
+def _plain(value: Any) -> Any:
+    return format(value.normalize(), "f") if isinstance(value, Decimal) else value
+
+
+def diff(stored: Mapping[ItemKey, int], sightings: Iterable[Sighting]) -> Diff:
+    """Sort sightings by what the stored content hashes say; of one item seen twice the later sighting counts."""
+    latest: dict[ItemKey, Sighting] = {}
+    for sighting in sightings:
+        known = latest.get(sighting.key)
+        if known is None or sighting.seen_at >= known.seen_at:
+            latest[sighting.key] = sighting
+    result = Diff([], [], [])
+    for key in sorted(latest):  # one order for all writers: no deadlocks
+        before = stored.get(key)
+        if before is None:
+            result.new.append(latest[key])
+        elif before != content_hash(latest[key].item):
+            result.changed.append(latest[key])
+        else:
+            result.unchanged.append(latest[key])
+    return result
+
+
+async def stored_hashes(connection: AsyncConnection, keys: Iterable[ItemKey]) -> dict[ItemKey, int]:
+    """The content hashes of the items that are stored already."""
+    t = item_table.c
+    rows = [{"shop_id": shop_id, "item_id": item_id} for shop_id, item_id in keys]
+    sql = "SELECT i.shop_id, i.item_id, i.content_hash FROM {r} JOIN item i ON i.shop_id = r.shop_id AND i.item_id = r.item_id"
+    found = await query_rows(connection, sql, [t.shop_id, t.item_id], rows)
+    return {(row.shop_id, row.item_id): row.content_hash for row in found}
+
+
+def _row(sighting: Sighting) -> dict[str, Any]:
+    row: dict[str, Any] = {"shop_id": sighting.shop_id, "item_id": sighting.item.item_id}
+    row.update((field, getattr(sighting.item, field)) for field in FIELDS)
+    row["content_hash"] = content_hash(sighting.item)
+    row["first_seen"] = row["last_seen"] = row["changed_at"] = sighting.seen_at
+    row["shop_crawl_id"] = sighting.shop_crawl_id
+    return row
+
+
+def _upsert_clause() -> str:
+    # A field the source did not send (NULL here) keeps what is stored; an older answer never overwrites a newer one.
+    updates = [f'"{name}" = COALESCE(excluded."{name}", item."{name}")' for name in FIELDS]
+    updates += [f"{name} = excluded.{name}" for name in ("content_hash", "last_seen", "shop_crawl_id")]
+    changed = "CASE WHEN item.content_hash = excluded.content_hash THEN item.changed_at ELSE excluded.changed_at END"
+    updates.append(f"changed_at = {changed}")
+    return f"ON CONFLICT (shop_id, item_id) DO UPDATE SET {', '.join(updates)} WHERE item.last_seen <= excluded.last_seen"
+
+
+UPSERT = _upsert_clause()
+TOUCHED = ("gmv_30d", "gmv_90d", "sold_30d", "sold_90d", "orders_30d", "rank_score", "last_seen", "shop_crawl_id")
+TOUCH = (
+    "UPDATE item SET "
+    + ", ".join(f'"{name}" = COALESCE(r."{name}", item."{name}")' for name in TOUCHED)
+    + " FROM {r} WHERE item.shop_id = r.shop_id AND item.item_id = r.item_id AND item.last_seen <= r.last_seen"
+)
+
+
+async def write(connection: AsyncConnection, change: Diff) -> None:
+    """Write a diff: new and changed items in full, unchanged ones only with their moving figures and last_seen."""
+    full = sorted([*change.new, *change.changed], key=lambda sighting: sighting.key)
+    await insert_rows(connection, item_table, [_row(sighting) for sighting in full], conflict=UPSERT)
+    columns = [item_table.c[name] for name in ("shop_id", "item_id", *TOUCHED)]
+    await query_rows(connection, TOUCH, columns, [_touch_row(sighting) for sighting in change.unchanged])
+
+
+def _touch_row(sighting: Sighting) -> dict[str, Any]:
+    row = {name: getattr(sighting.item, name) for name in TOUCHED if hasattr(sighting.item, name)}
+    identity = {"shop_id": sighting.shop_id, "item_id": sighting.item.item_id}
+    return identity | row | {"last_seen": sighting.seen_at, "shop_crawl_id": sighting.shop_crawl_id}
+
+
+def sightings_of(items: Sequence[Item], *, shop_id: int, shop_crawl_id: int, seen_at: datetime) -> list[Sighting]:
+    """The sightings of one page's items."""
+    return [Sighting(shop_id, shop_crawl_id, seen_at, item) for item in items]

@@ -1,0 +1,104 @@
+"""Settings, read once from the environment or `.env`, frozen, and passed on as a value."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from models.errors import UsageError
+
+SECRETS_DIR = Path("/run/secrets")
+
+
+class Settings(BaseSettings):
+    """Every setting is `SHOPCRAWL_` plus the field's name in capitals; times are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="SHOPCRAWL_", env_file=".env", extra="ignore", frozen=True)
+
+    data_dir: Path = Field(Path("shopcrawl-data"), description="folder of the embedded database, Redis and logs")
+    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL or postgresql://; empty: SQLite in DATA_DIR")
+    redis_url: SecretStr | None = Field(None, description="redis:// or rediss:// URL; empty: a private Redis is started")
+    concurrency: int = Field(200, ge=1, le=20_000, description="pages in flight in one worker process")
+    workers: int = Field(1, ge=1, le=64, description="worker processes that an embedded crawl or `up` starts")
+    in_flight: int = Field(0, ge=0, description="most messages sent and unfinished; 0: twice the fleet's concurrency")
+
+    tmapi_base_url: str = Field("https://api.tmapi.io", description="TMAPI's address")
+    tmapi_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="TMAPI tokens, comma-separated")
+    tmapi_rate: float = Field(0, ge=0, description="requests a second and token; 0: no rate limit")
+    tmapi_concurrency_start: float = Field(4, ge=1, description="calls in flight a token starts with")
+    tmapi_concurrency_max: float = Field(200, ge=1, description="calls in flight a token never exceeds")
+
+    page_size: int = Field(20, ge=1, le=200, description="items asked for per page")
+    max_pages: int = Field(5_000, ge=1, description="pages of one shop that are never exceeded")
+    max_tries: int = Field(5, ge=1, description="failed answers after which a page is dead")
+    max_crashes: int = Field(5, ge=1, description="workers lost with a page after which the page is dead")
+    retry_base: float = Field(0.5, gt=0, description="first back-off, doubled with each try, with full jitter")
+    retry_cap: float = Field(60, gt=0, description="longest back-off")
+    inline_wait: float = Field(5, ge=0, description="longest back-off waited inside a task; longer ones go to the ledger")
+    probe_interval: float = Field(60, gt=0, description="first pause before a parked credential is tried; doubles to 1 h")
+
+    connect_timeout: float = Field(10, gt=0, description="time to connect")
+    read_timeout: float = Field(65, gt=0, description="longest silence inside an answer")
+    total_timeout: float = Field(90, gt=0, description="longest whole call; the vendor asks for 60 or more")
+    max_body_bytes: int = Field(8 * 1024 * 1024, ge=1024, description="largest decoded answer accepted")
+    proxy: SecretStr | None = Field(None, description="HTTP proxy for API calls; the environment's proxies are ignored")
+    user_agent: str = Field("shopcrawl/0.1 (+bulk shop crawler)", description="User-Agent header")
+
+    archive: bool = Field(True, description="keep each page's body, compressed and token-free")
+    task_events: bool = Field(True, description="send Celery task events, which Flower needs")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe level logged")
+    log_json: bool = Field(False, description="log JSON lines instead of readable ones")
+    metrics_port: int = Field(0, ge=0, le=65535, description="port of the Prometheus endpoint; 0: off")
+    metrics_host: str = Field("127.0.0.1", description="address of the Prometheus endpoint")
+    flower_host: str = Field("127.0.0.1", description="address Flower listens on")
+    flower_port: int = Field(5555, ge=0, le=65535, description="port Flower listens on")
+    flower_user: str | None = Field(None, description="Flower's user; needed off loopback")
+    flower_password: SecretStr | None = Field(None, description="Flower's password; needed off loopback")
+    allow_root: bool = Field(False, description="let the worker, producer and Flower services run as root")
+
+    @field_validator("tmapi_tokens", mode="before")
+    @classmethod
+    def _split_tokens(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("database_url", "redis_url", "proxy", "flower_password", "flower_user", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @property
+    def database(self) -> str:
+        """The database URL with its async driver: asyncpg for PostgreSQL, aiosqlite for SQLite."""
+        if self.database_url is None:
+            return f"sqlite+aiosqlite:///{self.data_dir.absolute() / 'shopcrawl.db'}"
+        return async_url(self.database_url.get_secret_value())
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret text in force, for redaction."""
+        single = (self.database_url, self.redis_url, self.proxy, self.flower_password)
+        return tuple(s.get_secret_value() for s in (*self.tmapi_tokens, *single) if s is not None)
+
+
+def async_url(url: str) -> str:
+    """Name the async driver in a database URL. Raises UsageError for any database but PostgreSQL and SQLite."""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme in {"postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"}:
+        return f"postgresql+asyncpg://{rest}"
+    if separator and scheme in {"sqlite", "sqlite+aiosqlite"}:
+        return f"sqlite+aiosqlite://{rest}"
+    raise UsageError("SHOPCRAWL_DATABASE_URL must start with postgresql:// or sqlite:///")
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings, with `overrides` (from command line options) on top. Raises UsageError with one clear line."""
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(_secrets_dir=SECRETS_DIR if SECRETS_DIR.is_dir() else None, **given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = "SHOPCRAWL_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise UsageError(f"{name}: {first['msg']}") from None

@@ -1,0 +1,144 @@
+"""What a source is: the protocol every API adapter fulfils, the values it exchanges, and the registry that finds it."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+import msgspec
+
+from models.errors import UsageError
+from models.messages import PageTask
+from models.settings import Settings
+
+ENTRY_POINT_GROUP = "shopcrawl.sources"
+
+
+class Credential(msgspec.Struct, frozen=True):
+    """A secret to call with; `name` is a short fingerprint that is safe to show and store."""
+
+    name: str
+    secret: str
+
+    def __repr__(self) -> str:
+        return f"Credential({self.name})"
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds of the fleet-wide limiter for one credential; `rate` in requests per second, 0 for none."""
+
+    rate: float
+    start: float
+    floor: float
+    ceiling: float
+
+
+class HttpRequest(msgspec.Struct, frozen=True):
+    """One HTTP call; `params` go into the query and hold the secret, so this value is never logged."""
+
+    method: str
+    url: str
+    params: Mapping[str, str]
+    headers: Mapping[str, str]
+    body: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"HttpRequest({self.method} {self.url})"
+
+
+class HttpResponse(msgspec.Struct, frozen=True):
+    """One HTTP answer with its decoded (uncompressed) body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Item(msgspec.Struct, kw_only=True):
+    """One item as stored, for every source; a field the source did not send is None (absent), money is Decimal in yuan."""
+
+    item_id: str
+    title: str | None = None
+    image: str | None = None
+    images: list[str] | None = None
+    video_id: str | None = None
+    category_id: str | None = None
+    category_path: list[str] | None = None
+    category_name: str | None = None
+    price: Decimal | None = None
+    drop_ship_price: Decimal | None = None
+    wholesale_price: Decimal | None = None
+    origin_price: Decimal | None = None
+    agent_price: Decimal | None = None
+    quantity_begin: int | None = None
+    stock: int | None = None
+    gmv_30d: Decimal | None = None
+    gmv_90d: Decimal | None = None
+    sold_30d: int | None = None
+    sold_90d: int | None = None
+    orders_30d: int | None = None
+    rank_score: Decimal | None = None
+    new_product: bool | None = None
+    type: str | None = None
+    unit: str | None = None
+    status: str | None = None
+    outer_id: str | None = None
+    props: list[list[str]] | None = None
+    created_time: datetime | None = None
+    extra: dict[str, Any] | None = None
+
+
+class FetchedPage(msgspec.Struct):
+    """One decoded page: its items in the order sent, the total the API claims, the page size it echoes, oddities seen."""
+
+    items: list[Item]
+    total: int | None = None
+    page_size: int | None = None
+    anomalies: tuple[str, ...] = ()
+
+
+class Source(Protocol):
+    """A small pure adapter for one API; it never touches the network, the clock or the database."""
+
+    name: str
+
+    def credentials(self, settings: Settings) -> tuple[Credential, ...]:
+        """The credentials configured for this source, possibly none."""
+
+    def credential_help(self) -> str:
+        """One line that tells a user how to configure a credential."""
+
+    def base_url(self, settings: Settings) -> str:
+        """The address that calls go to."""
+
+    def limits(self, settings: Settings) -> Limits:
+        """The limiter's bounds for each credential."""
+
+    def check_shop(self, shop: str) -> None:
+        """Accept a shop key. Raises UsageError that says what is wrong with it."""
+
+    def options(self, given: Mapping[str, str], settings: Settings) -> dict[str, Any]:
+        """Validate the options given for a crawl or a shop and fill in defaults. Raises UsageError."""
+
+    def request(self, task: PageTask, credential: Credential, settings: Settings, now: datetime) -> HttpRequest:
+        """Build the call for one page."""
+
+    def decode(self, response: HttpResponse) -> FetchedPage:
+        """Read an answer. Raises a FetchError whose class names the reaction; never any other error."""
+
+
+@cache
+def source_named(name: str) -> Source:
+    """The adapter registered under `name` in the entry point group. Raises UsageError if there is none."""
+    found = {point.name: point for point in entry_points(group=ENTRY_POINT_GROUP)}
+    if name not in found:
+        raise UsageError(f"unknown source {name[:40]!r}; known sources: {', '.join(sorted(found))}")
+    adapter: Source = found[name].load()()
+    return adapter
+
+
+def source_names() -> list[str]:
+    """The names of all registered sources."""
+    return sorted(point.name for point in entry_points(group=ENTRY_POINT_GROUP))

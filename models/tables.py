@@ -1,0 +1,246 @@
+"""The tables of the ledger (crawl, shop crawl, page, call) and of the store (shop, item, page body)."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = sa.MetaData(naming_convention=NAMING)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime; SQLite, which has no such type, keeps it as naive UTC text that sorts by time."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        utc = value.astimezone(UTC)
+        return utc if dialect.name == "postgresql" else utc.replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or value.tzinfo is not None:
+            return value
+        return value.replace(tzinfo=UTC)
+
+
+class Money(TypeDecorator[Decimal]):
+    """An exact decimal: NUMERIC on PostgreSQL, decimal text on SQLite, which would otherwise round it to a float."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        return dialect.type_descriptor(sa.Numeric(20, 6) if dialect.name == "postgresql" else sa.Text())
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
+        return value if value is None or dialect.name == "postgresql" else format(value, "f")
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:  # noqa: ARG002 (the base's signature)
+        return None if value is None else Decimal(value)
+
+
+BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite numbers rows by itself only for INTEGER keys
+Json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
+Key = sa.Text(collation="C").with_variant(sa.Text(), "sqlite")  # byte order: cheap to compare, the same everywhere
+
+
+def _id() -> sa.Column[int]:
+    return sa.Column("id", BigId, sa.Identity(always=False), primary_key=True)
+
+
+def _count(name: str) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger(), nullable=False, server_default="0")
+
+
+crawl = sa.Table(
+    "crawl",
+    metadata,
+    _id(),
+    sa.Column("kind", sa.Text, nullable=False, comment="crawl or recrawl"),
+    sa.Column("state", sa.Text, nullable=False, comment="submitting, running or finished"),
+    sa.Column("fingerprint", sa.Text, nullable=False, comment="of shops and options: the same command resumes its crawl"),
+    sa.Column("priority", sa.SmallInteger, nullable=False),
+    sa.Column("options", Json, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("finished_at", UtcDateTime),
+    sa.Index("ix_crawl_running", "fingerprint", postgresql_where=sa.text("state <> 'finished'")),
+)
+
+shop = sa.Table(
+    "shop",
+    metadata,
+    _id(),
+    sa.Column("source", Key, nullable=False),
+    sa.Column("key", Key, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.UniqueConstraint("source", "key"),
+)
+
+shop_crawl = sa.Table(
+    "shop_crawl",
+    metadata,
+    _id(),
+    sa.Column("crawl_id", BigId, sa.ForeignKey("crawl.id"), nullable=False),
+    sa.Column("shop_id", BigId, sa.ForeignKey("shop.id"), nullable=False),
+    sa.Column("kind", sa.Text, nullable=False, comment="as its crawl's"),
+    sa.Column("state", sa.Text, nullable=False, comment="open or settled"),
+    sa.Column("priority", sa.SmallInteger, nullable=False),
+    sa.Column("options", Json, nullable=False),
+    sa.Column("verdict", sa.Text, comment="complete, drifted, partial or failed"),
+    sa.Column("reason", sa.Text),
+    sa.Column("refusal", sa.Text, comment="the server's words when it refuses the shop"),
+    sa.Column("page_size", sa.Integer, comment="rows a full page really has"),
+    sa.Column("total_first", sa.BigInteger),
+    sa.Column("total_last", sa.BigInteger),
+    sa.Column("last_page", sa.Integer, comment="the page after which the data proved to end"),
+    sa.Column("end_reason", sa.Text, comment="how the end was proved: short, empty or repeated page"),
+    sa.Column("planned", sa.Integer, nullable=False, comment="highest page number planned"),
+    _count("pages_done"),
+    _count("pages_dead"),
+    _count("rows"),
+    _count("distinct_items"),
+    _count("new_items"),
+    _count("changed_items"),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("settled_at", UtcDateTime),
+    sa.UniqueConstraint("crawl_id", "shop_id"),
+    sa.Index("ix_shop_crawl_shop_id", "shop_id", "settled_at"),
+    sa.Index("ix_shop_crawl_open", "crawl_id", postgresql_where=sa.text("state = 'open'"), sqlite_where=sa.text("state = 'open'")),
+    # One pending re-crawl of a shop: an operator's second click finds the first.
+    sa.Index(
+        "uq_shop_crawl_pending_recrawl",
+        "shop_id",
+        unique=True,
+        postgresql_where=sa.text("kind = 'recrawl' AND state = 'open'"),
+        sqlite_where=sa.text("kind = 'recrawl' AND state = 'open'"),
+    ),
+)
+
+page = sa.Table(
+    "page",
+    metadata,
+    _id(),
+    sa.Column("shop_crawl_id", BigId, sa.ForeignKey("shop_crawl.id"), nullable=False),
+    sa.Column("source", Key, nullable=False),
+    sa.Column("slice", sa.Integer, nullable=False, server_default="0", comment="part of the listing; 0: all of it"),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("priority", sa.SmallInteger, nullable=False),
+    sa.Column("rank", sa.Integer, nullable=False, comment="ordinal inside its shop crawl: all shops advance together"),
+    sa.Column("state", sa.Text, nullable=False, comment="ready, sent, done, dead or cancelled"),
+    sa.Column("reviewed", sa.Boolean, nullable=False, comment="the producer has drawn its conclusions from the result"),
+    sa.Column("fence", sa.Integer, nullable=False, comment="number of sendings: only the newest may be stored"),
+    sa.Column("tries", sa.SmallInteger, nullable=False, comment="failed answers"),
+    sa.Column("crashes", sa.SmallInteger, nullable=False, comment="workers lost with it"),
+    sa.Column("due_at", UtcDateTime, nullable=False),
+    sa.Column("sent_at", UtcDateTime),
+    sa.Column("finished_at", UtcDateTime),
+    sa.Column("outcome", sa.Text, comment="effective code of the last answer"),
+    sa.Column("reason", sa.Text),
+    sa.Column("rows", sa.Integer),
+    sa.Column("total", sa.BigInteger, comment="item count that the API claimed"),
+    sa.Column("page_size", sa.Integer, comment="page size that the API echoed"),
+    sa.Column("item_keys", sa.LargeBinary, comment="64-bit digests of the item ids, in the order sent"),
+    sa.Column("new_items", sa.Integer),
+    sa.Column("changed_items", sa.Integer),
+    sa.UniqueConstraint("shop_crawl_id", "slice", "number"),
+    sa.Index(
+        "ix_page_ready", "source", "priority", "rank", "id",
+        postgresql_where=sa.text("state = 'ready'"), sqlite_where=sa.text("state = 'ready'"),
+    ),
+    sa.Index(
+        "ix_page_sent", "sent_at",
+        postgresql_where=sa.text("state = 'sent'"), sqlite_where=sa.text("state = 'sent'"),
+    ),
+    sa.Index(
+        "ix_page_unreviewed", "id",
+        postgresql_where=sa.text("NOT reviewed"), sqlite_where=sa.text("NOT reviewed"),
+    ),
+)
+
+call = sa.Table(
+    "call",
+    metadata,
+    _id(),
+    sa.Column("crawl_id", BigId, nullable=False),
+    sa.Column("shop_crawl_id", BigId, nullable=False),
+    sa.Column("page_id", BigId, nullable=False),
+    sa.Column("credential", sa.Text, nullable=False, comment="fingerprint, never the secret"),
+    sa.Column("outcome", sa.Text, nullable=False, comment="effective code"),
+    sa.Column("calls", sa.Integer, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+    sa.Index("ix_call_crawl_id_outcome", "crawl_id", "outcome"),
+)
+
+credential = sa.Table(
+    "credential",
+    metadata,
+    sa.Column("source", Key, primary_key=True),
+    sa.Column("name", Key, primary_key=True, comment="fingerprint, never the secret"),
+    sa.Column("parked_at", UtcDateTime, nullable=False),
+    sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("probe_at", UtcDateTime, nullable=False, comment="when one page is tried with it again"),
+    sa.Column("probe_wait", sa.Float, nullable=False, comment="seconds between probes, doubling"),
+)
+
+item = sa.Table(
+    "item",
+    metadata,
+    sa.Column("shop_id", BigId, sa.ForeignKey("shop.id"), primary_key=True),
+    sa.Column("item_id", Key, primary_key=True, comment="the source's own id"),
+    sa.Column("title", sa.Text),
+    sa.Column("image", sa.Text),
+    sa.Column("images", Json),
+    sa.Column("video_id", sa.Text),
+    sa.Column("category_id", sa.Text),
+    sa.Column("category_path", Json),
+    sa.Column("category_name", sa.Text),
+    sa.Column("price", Money, comment="yuan, as are all prices and GMV"),
+    sa.Column("drop_ship_price", Money),
+    sa.Column("wholesale_price", Money),
+    sa.Column("origin_price", Money),
+    sa.Column("agent_price", Money),
+    sa.Column("quantity_begin", sa.BigInteger, comment="smallest order"),
+    sa.Column("stock", sa.BigInteger),
+    sa.Column("gmv_30d", Money),
+    sa.Column("gmv_90d", Money),
+    sa.Column("sold_30d", sa.BigInteger),
+    sa.Column("sold_90d", sa.BigInteger),
+    sa.Column("orders_30d", sa.BigInteger),
+    sa.Column("rank_score", Money),
+    sa.Column("new_product", sa.Boolean),
+    sa.Column("type", sa.Text),
+    sa.Column("unit", sa.Text),
+    sa.Column("status", sa.Text),
+    sa.Column("outer_id", sa.Text),
+    sa.Column("props", Json),
+    sa.Column("created_time", UtcDateTime),
+    sa.Column("extra", Json, comment="fields the decoder does not know"),
+    sa.Column("content_hash", sa.BigInteger, nullable=False, comment="of the tracked fields: differs when they changed"),
+    sa.Column("first_seen", UtcDateTime, nullable=False),
+    sa.Column("last_seen", UtcDateTime, nullable=False),
+    sa.Column("changed_at", UtcDateTime, nullable=False),
+    sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it last"),
+    sa.Index("ix_item_last_seen", "last_seen"),
+)
+
+page_body = sa.Table(
+    "page_body",
+    metadata,
+    sa.Column("page_id", BigId, primary_key=True, autoincrement=False),
+    sa.Column("fetched_at", UtcDateTime, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False, comment="the decoded answer, zstd, without request or token"),
+    sa.Index("ix_page_body_fetched_at", "fetched_at"),
+)
