@@ -1,0 +1,143 @@
+"""What the fleet shares through Redis: live workers and what they hold, parked credentials, and the limits in force."""
+
+import struct
+from collections.abc import Iterable
+
+import msgspec
+from redis.asyncio import Redis
+
+PREFIX = "shopcrawl:"
+CLAIM_PREFIX = f"{PREFIX}claim:"
+WORKER_TTL = 15
+"""Seconds after its last heartbeat that a worker counts as alive."""
+
+_WORKERS = f"{PREFIX}workers"
+_CAPACITY = struct.Struct("<I")
+_PAIR = struct.Struct("<QI")
+
+# Reading and pruning in one script: a beat between the two would otherwise be lost from the index.
+_LIVE = """
+local live = {}
+for _, process in ipairs(redis.call('SMEMBERS', KEYS[1])) do
+  local beat = redis.call('GET', ARGV[1] .. process)
+  if beat then
+    live[#live + 1] = process
+    live[#live + 1] = beat
+  else
+    redis.call('SREM', KEYS[1], process)
+  end
+end
+return live
+"""
+
+
+class WorkerBeat(msgspec.Struct, frozen=True):
+    """A live worker process, the pages it can hold at once, and the (page_id, fence) pairs it holds now."""
+
+    process: str
+    capacity: int
+    held: frozenset[tuple[int, int]]
+
+
+class LimitState(msgspec.Struct, frozen=True):
+    """The limiter for one credential, in calls; `ceiling` is the highest limit known to be good, 0 for none yet."""
+
+    source: str
+    credential: str
+    limit: int
+    ceiling: int
+    in_flight: int
+    waiting: int
+    processes: int
+    parked: str | None
+
+
+def worker_key(process: str) -> str:
+    """The key of a worker's heartbeat."""
+    return f"{PREFIX}worker:{process}"
+
+
+def parked_key(source: str) -> str:
+    """The hash of a source's parked credentials: name to reason."""
+    return f"{PREFIX}parked:{source}"
+
+
+def credentials_key(source: str) -> str:
+    """The set of credentials that a source's limiter has seen."""
+    return f"{PREFIX}credentials:{source}"
+
+
+def limit_key(source: str, credential: str) -> str:
+    """The hash of a credential's limit and what it was learnt from."""
+    return f"{PREFIX}limit:{source}:{credential}"
+
+
+def holders_key(source: str, credential: str) -> str:
+    """The hash of processes that hold permits: name to `quota in_use waiting deadline` (ms of Redis' clock)."""
+    return f"{PREFIX}holders:{source}:{credential}"
+
+
+async def beat(redis: Redis, process: str, capacity: int, held: Iterable[tuple[int, int]]) -> None:
+    """Say that `process` lives, has room for `capacity` pages and holds these (page_id, fence) pairs."""
+    payload = _CAPACITY.pack(capacity) + b"".join(_PAIR.pack(page_id, fence) for page_id, fence in held)
+    async with redis.pipeline(transaction=True) as pipe:
+        pipe.sadd(_WORKERS, process)
+        pipe.set(worker_key(process), payload, ex=WORKER_TTL)
+        await pipe.execute()
+
+
+async def live_workers(redis: Redis) -> list[WorkerBeat]:
+    """The workers whose heartbeat is younger than WORKER_TTL, by name."""
+    flat: list[bytes] = await redis.eval(_LIVE, 1, _WORKERS, worker_key(""))
+    return sorted(map(_parse_beat, flat[::2], flat[1::2]), key=lambda worker: worker.process)
+
+
+async def park(redis: Redis, source: str, credential: str, reason: str) -> None:
+    """Stop the whole fleet from calling with this credential; `credential` is its name, never the secret."""
+    await redis.hset(parked_key(source), credential, reason)
+
+
+async def unpark(redis: Redis, source: str, credential: str) -> None:
+    """Let the fleet call with this credential again."""
+    await redis.hdel(parked_key(source), credential)
+
+
+async def parked(redis: Redis, source: str) -> dict[str, str]:
+    """Each parked credential of a source with its reason."""
+    found = await redis.hgetall(parked_key(source))
+    return {_text(name): _text(reason) for name, reason in found.items()}
+
+
+async def limit_states(redis: Redis, source: str) -> list[LimitState]:
+    """The limiter's state for each credential that has been used or parked, by name."""
+    reasons = await parked(redis, source)
+    seen = await redis.smembers(credentials_key(source))
+    names = sorted({_text(name) for name in seen} | reasons.keys())
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.time()
+        for name in names:
+            pipe.hmget(limit_key(source, name), "limit", "knee")
+            pipe.hvals(holders_key(source, name))
+        (seconds, micros), *replies = await pipe.execute()
+    now = seconds * 1000 + micros / 1000
+    states = zip(names, replies[::2], replies[1::2], strict=True)
+    found = []
+    for name, limits, holders in states:
+        live = [row for row in map(_parse_holder, holders) if row[3] > now]
+        limit, ceiling = (int(float(value or 0)) for value in limits)
+        in_flight, waiting = (int(sum(row[column] for row in live)) for column in (1, 2))
+        found.append(LimitState(source, name, limit, ceiling, in_flight, waiting, len(live), reasons.get(name)))
+    return found
+
+
+def _parse_beat(process: bytes, payload: bytes) -> WorkerBeat:
+    (capacity,) = _CAPACITY.unpack_from(payload)
+    return WorkerBeat(process.decode(), capacity, frozenset(_PAIR.iter_unpack(payload[_CAPACITY.size :])))
+
+
+def _parse_holder(text: bytes) -> list[float]:
+    return [float(part) for part in text.split()]
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value

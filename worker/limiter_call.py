@@ -1,0 +1,84 @@
+"""The limiter's one Redis call: the request and answer of limiter.lua as typed values."""
+
+from importlib.resources import files
+
+import msgspec
+from redis.asyncio import Redis
+
+from models import fleet
+
+CLAIM_TTL = 1200
+FINISHED_TTL = 60
+
+
+class LaneCall(msgspec.Struct):
+    """What a process says about one credential; `throttles` are (level, sent at) of refused calls."""
+
+    name: str
+    quota: int
+    in_use: int
+    slots: int
+    probes: int
+    ok: int
+    throttles: list[tuple[int, float]]
+    park: str
+    born: int
+    limit: int
+    knee: int
+    rate: float
+    start: float
+    floor: float
+    ceiling: float
+
+
+class Call(msgspec.Struct):
+    """One call; claims are (page_id, fence, value), `unclaimed` (page_id, start of value), times in ms."""
+
+    process: str
+    claims: list[tuple[str, int, str]]
+    unclaimed: list[tuple[str, str]]
+    finished: list[str]
+    waiting: int
+    lanes: list[LaneCall]
+    lease: int
+    grace: int
+    leaving: bool = False
+    offset: int = 0
+    claim_ttl: int = CLAIM_TTL
+    finished_ttl: int = FINISHED_TTL
+
+
+class LaneAnswer(msgspec.Struct, array_like=True):
+    """The share of one credential, and rate slots: how many, ms until the first, ms between them."""
+
+    quota: int
+    others: int
+    limit: int
+    knee: int
+    born: int
+    parked: str
+    slots: int
+    delay: float
+    spacing: float
+
+
+class Answer(msgspec.Struct, array_like=True):
+    """The script's answer: Redis' time in ms, the indexes of duplicate claims, and a share for each lane."""
+
+    now: float
+    duplicates: list[int]
+    lanes: list[LaneAnswer]
+
+
+class LimiterScript:
+    """limiter.lua with its keys and encoding; also the seam for testing it without a process around it."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._script = redis.register_script(files("worker").joinpath("limiter.lua").read_bytes())
+        self._decode = msgspec.msgpack.Decoder(Answer).decode
+
+    async def __call__(self, source: str, call: Call) -> Answer:
+        keys = [fleet.parked_key(source), fleet.credentials_key(source)]
+        for lane in call.lanes:
+            keys += (fleet.limit_key(source, lane.name), fleet.holders_key(source, lane.name))
+        return self._decode(await self._script(keys=keys, args=[msgspec.msgpack.encode(call), fleet.CLAIM_PREFIX]))
