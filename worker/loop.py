@@ -47,11 +47,12 @@ def judge_silence(seconds: float, warn_after: float, exit_after: float) -> Liter
 
 
 def format_stacks() -> str:
-    """Return the stacks of all threads as text."""
+    """Return the stacks of all other threads as text."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
         f"thread {names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
         for ident, frame in sys._current_frames().items()
+        if ident != threading.get_ident()
     )
 
 

@@ -1,11 +1,13 @@
 """A Celery worker pool that runs every task on one asyncio loop per process."""
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import logging
 import os
 import queue
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -162,7 +164,9 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # celery ships no types
         self._running: dict[int, Job] = {}
         self._ended: queue.SimpleQueue[tuple[Job, Outcome]] = queue.SimpleQueue()
         self._delivery_due = False
-        self._hub: Any = None
+        self._doorbell, self._doorbell_button = socket.socketpair()
+        self._doorbell.setblocking(False)
+        self._doorbell_button.setblocking(False)
         self._thread: LoopThread | None = None
 
     @property
@@ -192,9 +196,9 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # celery ships no types
         self._thread = thread
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Take the hub that runs in the main thread; called again after each reconnect."""
-        self._hub = hub
-        self._schedule_delivery()  # a hub that failed half-way may have dropped the last one
+        """Listen on the hub, which runs in the main thread, for tasks that ended; called after each reconnect."""
+        # Not hub.call_soon: an acknowledgement queued from there waits until the next event, up to a second later.
+        hub.add_reader(self._doorbell, self._deliver_ended)
 
     def flush(self) -> None:
         """Forget the tasks that have not begun: their messages went back to the queue with the lost connection."""
@@ -206,11 +210,12 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # celery ships no types
 
     def on_stop(self) -> None:
         """Wait for the running tasks, however long they take; told to end, they get ten seconds."""
-        self._hub = None  # it no longer runs, or waits below us in a signal handler: callbacks run right here
         self._waiting.clear()
         self._deliver_until_idle()
         if self._thread is not None:
             self._thread.stop()
+        self._doorbell.close()
+        self._doorbell_button.close()
 
     def on_terminate(self) -> None:
         """Cancel the running tasks and stop; their messages return to the queue when the channel closes."""
@@ -286,22 +291,25 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # celery ships no types
         # Cancelled before its first step, the task has no result of its own.
         self._ended.put((job, asyncio.CancelledError() if task.cancelled() else task.result()))
         if not self._delivery_due:
-            self._schedule_delivery()
+            self._ring()
 
-    def _schedule_delivery(self) -> None:
-        hub = self._hub
-        if hub is not None:
-            self._delivery_due = True
-            hub.call_soon(self._deliver_ended)
+    def _ring(self) -> None:
+        self._delivery_due = True
+        with contextlib.suppress(OSError):  # closed: the main thread has stopped listening
+            self._doorbell_button.send(b"\0")
 
     def _deliver_ended(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._doorbell.recv(4096)
         self._delivery_due = False
         try:
             for _ in range(self._ended.qsize()):
                 self._deliver(*self._ended.get_nowait())
+        except queue.Empty:
+            return  # a signal handler that stopped the pool has delivered the rest
         finally:
             if not self._ended.empty():  # the worker is being terminated from within a callback
-                self._schedule_delivery()
+                self._ring()
 
     def _deliver(self, job: Job, outcome: Outcome) -> None:
         del self._running[job.id]
