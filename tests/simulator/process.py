@@ -1,0 +1,104 @@
+"""The simulator as a child process, for tests and tools that are not asyncio."""
+
+import http.client
+import json
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[2]
+_START_SECONDS = 30.0
+_STOP_SECONDS = 10.0
+
+
+class SimulatorProcess:
+    """`with SimulatorProcess(shops=5, seed=1, gate=20) as sim:` runs `python -m tests.simulator --shops 5 ...`.
+
+    Keyword names are the command's options with underscores; a list repeats its option, True is a bare flag, None and
+    False leave it out. The child ends with its parent, however that dies.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        command = [sys.executable, "-m", "tests.simulator", "--until-eof", *_arguments(options)]
+        self._child = subprocess.Popen(command, cwd=_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            self.ready: dict[str, Any] = json.loads(self._first_line())
+        except BaseException:
+            self.stop()
+            raise
+        self.url: str = self.ready["url"]
+        self.port: int = self.ready["port"]
+        self.pid: int = self._child.pid
+
+    def __enter__(self) -> "SimulatorProcess":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.stop()
+
+    def control(self, method: str, path: str, body: Any = None) -> Any:
+        """Call /_sim/<path> and return the decoded answer, a list of objects for NDJSON; ValueError if refused."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            payload = None if body is None else json.dumps(body)
+            connection.request(method, "/_sim/" + path.removeprefix("/_sim/").lstrip("/"), payload)
+            answer = connection.getresponse()
+            if answer.getheader("Content-Type", "").startswith("application/x-ndjson"):
+                return [json.loads(line) for line in answer]
+            value = json.loads(answer.read())
+        finally:
+            connection.close()
+        if answer.status != 200:
+            raise ValueError(value["error"])
+        return value
+
+    def script(self, *directives: dict[str, Any]) -> list[int]:
+        """Carry out directives and return the numbers of the rules added."""
+        return list(self.control("POST", "script", list(directives))["rules"])
+
+    def stop(self) -> int:
+        """End the process and return its exit code; harmless when repeated."""
+        if self._child.poll() is None:
+            self._child.terminate()
+        try:
+            code = self._child.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._child.kill()
+            code = self._child.wait()
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                pipe.close()
+        return code
+
+    def _first_line(self) -> bytes:
+        out = self._child.stdout
+        assert out is not None
+        ready, _, _ = select.select([out], [], [], _START_SECONDS)
+        line = out.readline() if ready else b""
+        if not line:
+            raise RuntimeError(f"the simulator did not start (exit code {self._child.poll()})")
+        return line
+
+
+def wait_until(condition: Any, seconds: float = 10.0) -> None:
+    """Poll a condition; TimeoutError when it does not come true in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not true within {seconds} s")
+        time.sleep(0.01)
+
+
+def _arguments(options: dict[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each is True:
+                yield flag
+            elif each is not None and each is not False:
+                yield from (flag, str(each))

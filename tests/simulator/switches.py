@@ -1,0 +1,124 @@
+"""Every behaviour that can be switched at run time, globally or for one shop."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from tests.simulator.outcomes import Channel, ScriptError, parse_fault
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Amount = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+GLOBAL_ONLY = frozenset(
+    {"tokens", "token_refusal", "gate", "gate_channel", "balance", "balance_channel", "bill_failures", "gzip"}
+    | {"keepalive_requests", "keepalive_announce", "hold_after_disconnect", "unknown_shop"}
+)
+
+
+class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Behaviour of the API; defaults are a well-behaved vendor."""
+
+    tokens: list[str] = []
+    token_refusal: Literal["401", "403", "body"] = "401"
+    page_size_max: Annotated[int, msgspec.Meta(ge=1)] = 20
+    page_size_over: Literal["cap", "422", "serve"] = "cap"
+    page_size_echo: Literal["real", "asked"] = "real"
+    bad_page: Literal["422", "first"] = "422"
+    unknown_shop: Literal["422", "empty"] = "422"
+    unknown_sort: Literal["422", "default"] = "default"
+    beyond_end: Literal["empty", "missing", "null", "last", "first", "422"] = "empty"
+    total_count: Literal["text", "number", "display", "missing"] = "text"
+    total_factor: Amount = 1.0
+    total_drift: Count = 0
+    variants: Share = 0.0
+    reorder: Share = 0.0
+    appear: Amount = 0.0
+    vanish: Amount = 0.0
+    reprice: Amount = 0.0
+    latency: Amount = 0.0
+    latency_tail: Annotated[float, msgspec.Meta(ge=1)] = 1.0
+    slow_seconds: Amount = 1.0
+    delay_499: Amount = 1.0
+    gate: Count = 0
+    gate_channel: Channel = "status"
+    balance: Count | None = None
+    balance_channel: Channel = "status"
+    bill_failures: bool = False
+    faults: dict[str, Share] = {}
+    channel: Channel = "status"
+    sticky_417: Share = 0.0
+    retry_after: Amount = 0.0
+    gzip: bool = False
+    keepalive_requests: Count = 0
+    keepalive_announce: bool = False
+    hold_after_disconnect: bool = False
+
+
+# Every fault here heals by asking again, so that a crawl over it can and must end complete.
+DEFAULT_FAULTS = {
+    "417": 0.02,
+    "417:body": 0.01,
+    "499": 0.004,
+    "500": 0.01,
+    "500:empty": 0.002,
+    "502": 0.002,
+    "503:body": 0.002,
+    "empty": 0.001,
+    "html200": 0.001,
+    "truncated": 0.002,
+    "reset": 0.002,
+    "close": 0.001,
+    "slow": 0.01,
+    "ok_500": 0.001,
+}
+DEFAULT_VARIANTS = 0.05
+
+
+class SwitchBoard:
+    """The switches in force: one global set and the shops' deviations from it."""
+
+    def __init__(self, switches: Switches) -> None:
+        self.everywhere = switches
+        self._deviations: dict[str, dict[str, Any]] = {}
+        self._resolved: dict[str, Switches] = {}
+
+    def of(self, shop: str) -> Switches:
+        """Return the switches that hold for a shop."""
+        return self._resolved.get(shop, self.everywhere) if self._resolved else self.everywhere
+
+    def change(self, values: dict[str, Any], shop: str | None = None) -> None:
+        """Set some switches globally or for one shop; ScriptError changes nothing."""
+        if shop is None:
+            everywhere = _merged(self.everywhere, values)
+            resolved = {key: _merged(everywhere, own) for key, own in self._deviations.items()}
+            self.everywhere, self._resolved = everywhere, resolved
+            return
+        if misplaced := GLOBAL_ONLY & values.keys():
+            raise ScriptError(f"not switchable per shop: {', '.join(sorted(misplaced))}")
+        own = self._deviations.get(shop, {}) | values
+        self._resolved[shop] = _merged(self.everywhere, own)
+        self._deviations[shop] = own
+
+    def clear(self, shop: str | None = None) -> None:
+        """Forget one shop's deviations, or those of all shops; the global switches stay."""
+        for key in [shop] if shop is not None else list(self._deviations):
+            self._deviations.pop(key, None)
+            self._resolved.pop(key, None)
+
+
+def _merged(base: Switches, values: dict[str, Any]) -> Switches:
+    try:
+        merged = msgspec.convert(msgspec.structs.asdict(base) | values, Switches)
+    except msgspec.ValidationError as error:
+        raise ScriptError(str(error)) from None
+    for name in merged.faults:
+        parse_fault(name)
+    if sum(merged.faults.values()) > 1:
+        raise ScriptError("the probabilities of faults add up to more than 1")
+    return merged
+
+
+def build_switches(values: dict[str, Any]) -> Switches:
+    """Return switches with some values other than the default; ScriptError if a name or value is wrong."""
+    return _merged(Switches(), values)
