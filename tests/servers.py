@@ -341,7 +341,10 @@ def copy_for_nobody(package: Path) -> Path:
 
 def _folder_for_nobody(prefix: str) -> Path:
     roots = [root for root in (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")) if _is_reachable(root)]
-    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=roots[0]))
+    for left_over in roots[0].glob("shopcrawl-*-*-*"):  # of test processes that were killed
+        if not Path(f"/proc/{left_over.name.split('-')[2]}").exists():
+            shutil.rmtree(left_over, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"shopcrawl-{prefix}-{os.getpid()}-", dir=roots[0]))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.chown(folder, NOBODY, NOBODY)
     return folder
