@@ -47,7 +47,7 @@ async def insert_rows(
     names = ", ".join(f'"{c.name}"' for c in columns)
     tail = f" RETURNING {returning}" if returning else ""
     # WHERE true: SQLite cannot otherwise tell ON CONFLICT from a join's ON.
-    statement = f'INSERT INTO "{table.name}" ({names}) SELECT {names} FROM {recordset(connection, columns)} WHERE true {conflict}{tail}'  # noqa: S608 (names come from our own tables)
+    statement = f'INSERT INTO "{table.name}" ({names}) SELECT {names} FROM {recordset(connection, columns)} WHERE true {conflict}{tail}'
     result = await connection.execute(sa.text(statement), {"rows": as_json(connection, rows)})
     return result.all() if returning else []
 

@@ -66,7 +66,14 @@ async def submit_recrawl(
 
 
 async def _new_crawl(connection: AsyncConnection, kind: str, mark: str, priority: int, now: datetime) -> int:
-    values = {"kind": kind, "state": "running", "fingerprint": mark, "priority": priority, "options": {}, "created_at": now}
+    values = {
+        "kind": kind,
+        "state": "running",
+        "fingerprint": mark,
+        "priority": priority,
+        "options": {},
+        "created_at": now,
+    }
     result = await connection.execute(sa.insert(crawl).values(values).returning(crawl.c.id))
     return int(result.scalar_one())
 
@@ -91,7 +98,9 @@ async def _add_shops(
     ]
     added = await insert_rows(connection, shop_crawl, rows, conflict="ON CONFLICT DO NOTHING", returning="id, shop_id")
     source_of = {shop_id: source for (source, _key), shop_id in ids.items()}
-    first_pages = [new_page(row.id, source_of[row.shop_id], 1, priority, now) for row in sorted(added, key=lambda r: r.id)]
+    first_pages = [
+        new_page(row.id, source_of[row.shop_id], 1, priority, now) for row in sorted(added, key=lambda r: r.id)
+    ]
     await insert_rows(connection, page, first_pages)
     return len(added)
 
@@ -113,7 +122,9 @@ def new_page(shop_crawl_id: int, source: str, number: int, priority: int, now: d
     }
 
 
-async def shop_ids(connection: AsyncConnection, shops: Sequence[ShopRequest], now: datetime) -> dict[tuple[str, str], int]:
+async def shop_ids(
+    connection: AsyncConnection, shops: Sequence[ShopRequest], now: datetime
+) -> dict[tuple[str, str], int]:
     """The ids of these shops by (source, key); shops never seen before are added."""
     rows = [{"source": request.source, "key": request.key, "created_at": now} for request in shops]
     rows.sort(key=lambda row: (row["source"], row["key"]))
@@ -150,7 +161,9 @@ async def known_shops(
 ) -> list[ShopRequest]:
     """Shops seen before, with their latest options, that fit every filter given."""
     latest = _latest()
-    query = sa.select(shop.c.source, shop.c.key, latest.c.options).join(latest, latest.c.shop_id == shop.c.id, isouter=True)
+    query = sa.select(shop.c.source, shop.c.key, latest.c.options).join(
+        latest, latest.c.shop_id == shop.c.id, isouter=True
+    )
     if source is not None:
         query = query.where(shop.c.source == source)
     if keys is not None:

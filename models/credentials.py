@@ -58,6 +58,10 @@ async def parked(connection: AsyncConnection) -> list[Parked]:
 async def take_probe(connection: AsyncConnection, probe: Parked, *, now: datetime) -> bool:
     """Claim a due probe for this producer and put the next one off to twice the wait; False if another took it."""
     wait = min(probe.probe_wait * 2, LONGEST_PROBE_WAIT)
-    mine = (credential.c.source == probe.source) & (credential.c.name == probe.name) & (credential.c.probe_at == probe.probe_at)
+    mine = (
+        (credential.c.source == probe.source)
+        & (credential.c.name == probe.name)
+        & (credential.c.probe_at == probe.probe_at)
+    )
     values = {"probe_at": now + timedelta(seconds=wait), "probe_wait": wait}
     return (await connection.execute(sa.update(credential).where(mine).values(values))).rowcount == 1

@@ -34,7 +34,9 @@ def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
     # JIT compiles for longer than our short statements run.
     server = {"jit": "off", "application_name": "shopcrawl", "timezone": "UTC"}
     arguments = {"server_settings": server, "timeout": 10}
-    return create_async_engine(url, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, connect_args=arguments, **common)
+    return create_async_engine(
+        url, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, connect_args=arguments, **common
+    )
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
@@ -96,7 +98,9 @@ async def require_schema(engine: AsyncEngine) -> None:
         raise UnavailableError("the database has no shopcrawl tables yet: run `shopcrawl db upgrade`")
     if current != head:
         known = {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
-        cure = "run `shopcrawl db upgrade`" if current in known else "it was made by a newer shopcrawl: upgrade this one"
+        cure = (
+            "run `shopcrawl db upgrade`" if current in known else "it was made by a newer shopcrawl: upgrade this one"
+        )
         raise UnavailableError(f"the database has schema version {current}, this shopcrawl needs {head}: {cure}")
 
 

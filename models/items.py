@@ -97,7 +97,9 @@ def _upsert_clause() -> str:
     updates += [f"{name} = excluded.{name}" for name in ("content_hash", "last_seen", "shop_crawl_id")]
     changed = "CASE WHEN item.content_hash = excluded.content_hash THEN item.changed_at ELSE excluded.changed_at END"
     updates.append(f"changed_at = {changed}")
-    return f"ON CONFLICT (shop_id, item_id) DO UPDATE SET {', '.join(updates)} WHERE item.last_seen <= excluded.last_seen"
+    return (
+        f"ON CONFLICT (shop_id, item_id) DO UPDATE SET {', '.join(updates)} WHERE item.last_seen <= excluded.last_seen"
+    )
 
 
 UPSERT = _upsert_clause()

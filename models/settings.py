@@ -17,8 +17,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SHOPCRAWL_", env_file=".env", extra="ignore", frozen=True)
 
     data_dir: Path = Field(Path("shopcrawl-data"), description="folder of the embedded database, Redis and logs")
-    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL or postgresql://; empty: SQLite in DATA_DIR")
-    redis_url: SecretStr | None = Field(None, description="redis:// or rediss:// URL; empty: a private Redis is started")
+    database_url: SecretStr | None = Field(
+        None, description="SQLAlchemy URL or postgresql://; empty: SQLite in DATA_DIR"
+    )
+    redis_url: SecretStr | None = Field(
+        None, description="redis:// or rediss:// URL; empty: a private Redis is started"
+    )
     concurrency: int = Field(200, ge=1, le=20_000, description="pages in flight in one worker process")
     workers: int = Field(1, ge=1, le=64, description="worker processes that an embedded crawl or `up` starts")
     in_flight: int = Field(0, ge=0, description="most messages sent and unfinished; 0: twice the fleet's concurrency")
@@ -35,8 +39,12 @@ class Settings(BaseSettings):
     max_crashes: int = Field(5, ge=1, description="workers lost with a page after which the page is dead")
     retry_base: float = Field(0.5, gt=0, description="first back-off, doubled with each try, with full jitter")
     retry_cap: float = Field(60, gt=0, description="longest back-off")
-    inline_wait: float = Field(5, ge=0, description="longest back-off waited inside a task; longer ones go to the ledger")
-    probe_interval: float = Field(60, gt=0, description="first pause before a parked credential is tried; doubles to 1 h")
+    inline_wait: float = Field(
+        5, ge=0, description="longest back-off waited inside a task; longer ones go to the ledger"
+    )
+    probe_interval: float = Field(
+        60, gt=0, description="first pause before a parked credential is tried; doubles to 1 h"
+    )
 
     connect_timeout: float = Field(10, gt=0, description="time to connect")
     read_timeout: float = Field(65, gt=0, description="longest silence inside an answer")
@@ -86,7 +94,13 @@ class Settings(BaseSettings):
 def async_url(url: str) -> str:
     """Name the async driver in a database URL. Raises UsageError for any database but PostgreSQL and SQLite."""
     scheme, separator, rest = url.partition("://")
-    if separator and scheme in {"postgresql", "postgres", "postgresql+asyncpg", "postgresql+psycopg", "postgresql+psycopg2"}:
+    if separator and scheme in {
+        "postgresql",
+        "postgres",
+        "postgresql+asyncpg",
+        "postgresql+psycopg",
+        "postgresql+psycopg2",
+    }:
         return f"postgresql+asyncpg://{rest}"
     if separator and scheme in {"sqlite", "sqlite+aiosqlite"}:
         return f"sqlite+aiosqlite://{rest}"

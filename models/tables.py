@@ -71,7 +71,9 @@ crawl = sa.Table(
     _id(),
     sa.Column("kind", sa.Text, nullable=False, comment="crawl or recrawl"),
     sa.Column("state", sa.Text, nullable=False, comment="submitting, running or finished"),
-    sa.Column("fingerprint", sa.Text, nullable=False, comment="of shops and options: the same command resumes its crawl"),
+    sa.Column(
+        "fingerprint", sa.Text, nullable=False, comment="of shops and options: the same command resumes its crawl"
+    ),
     sa.Column("priority", sa.SmallInteger, nullable=False),
     sa.Column("options", Json, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
@@ -108,8 +110,14 @@ shop_crawl = sa.Table(
     sa.Column("last_page", sa.Integer, comment="the page after which the data proved to end"),
     sa.Column("end_reason", sa.Text, comment="how the end was proved: short, empty or repeated page"),
     sa.Column("planned", sa.Integer, nullable=False, comment="highest page number planned"),
+    sa.Column(
+        "extensions", sa.Integer, nullable=False, server_default="0", comment="times it was planned past the total"
+    ),
+    sa.Column("last_done", sa.Integer, nullable=False, server_default="0", comment="highest page number had"),
+    sa.Column("last_dead", sa.Integer, nullable=False, server_default="0", comment="highest page number given up"),
     _count("pages_done"),
     _count("pages_dead"),
+    _count("pages_cancelled"),
     _count("rows"),
     _count("distinct_items"),
     _count("new_items"),
@@ -118,7 +126,12 @@ shop_crawl = sa.Table(
     sa.Column("settled_at", UtcDateTime),
     sa.UniqueConstraint("crawl_id", "shop_id"),
     sa.Index("ix_shop_crawl_shop_id", "shop_id", "settled_at"),
-    sa.Index("ix_shop_crawl_open", "crawl_id", postgresql_where=sa.text("state = 'open'"), sqlite_where=sa.text("state = 'open'")),
+    sa.Index(
+        "ix_shop_crawl_open",
+        "crawl_id",
+        postgresql_where=sa.text("state = 'open'"),
+        sqlite_where=sa.text("state = 'open'"),
+    ),
     # One pending re-crawl of a shop: an operator's second click finds the first.
     sa.Index(
         "uq_shop_crawl_pending_recrawl",
@@ -157,16 +170,25 @@ page = sa.Table(
     sa.Column("changed_items", sa.Integer),
     sa.UniqueConstraint("shop_crawl_id", "slice", "number"),
     sa.Index(
-        "ix_page_ready", "source", "priority", "rank", "id",
-        postgresql_where=sa.text("state = 'ready'"), sqlite_where=sa.text("state = 'ready'"),
+        "ix_page_ready",
+        "source",
+        "priority",
+        "rank",
+        "id",
+        postgresql_where=sa.text("state = 'ready'"),
+        sqlite_where=sa.text("state = 'ready'"),
     ),
     sa.Index(
-        "ix_page_sent", "sent_at",
-        postgresql_where=sa.text("state = 'sent'"), sqlite_where=sa.text("state = 'sent'"),
+        "ix_page_sent",
+        "sent_at",
+        postgresql_where=sa.text("state = 'sent'"),
+        sqlite_where=sa.text("state = 'sent'"),
     ),
     sa.Index(
-        "ix_page_unreviewed", "id",
-        postgresql_where=sa.text("NOT reviewed"), sqlite_where=sa.text("NOT reviewed"),
+        "ix_page_unreviewed",
+        "id",
+        postgresql_where=sa.text("NOT reviewed"),
+        sqlite_where=sa.text("NOT reviewed"),
     ),
 )
 
@@ -228,7 +250,9 @@ item = sa.Table(
     sa.Column("props", Json),
     sa.Column("created_time", UtcDateTime),
     sa.Column("extra", Json, comment="fields the decoder does not know"),
-    sa.Column("content_hash", sa.BigInteger, nullable=False, comment="of the tracked fields: differs when they changed"),
+    sa.Column(
+        "content_hash", sa.BigInteger, nullable=False, comment="of the tracked fields: differs when they changed"
+    ),
     sa.Column("first_seen", UtcDateTime, nullable=False),
     sa.Column("last_seen", UtcDateTime, nullable=False),
     sa.Column("changed_at", UtcDateTime, nullable=False),

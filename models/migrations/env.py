@@ -13,7 +13,10 @@ from models.tables import metadata
 def _run(connection: Connection) -> None:
     # SQLite cannot alter tables in place: batch mode copies them.
     context.configure(
-        connection=connection, target_metadata=metadata, render_as_batch=connection.dialect.name == "sqlite", compare_type=True
+        connection=connection,
+        target_metadata=metadata,
+        render_as_batch=connection.dialect.name == "sqlite",
+        compare_type=True,
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -1,0 +1,135 @@
+"""Dispatch: due pages leave the ledger in fair order, a bounded number in flight."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from models.messages import PageTask
+from models.tables import page, shop, shop_crawl
+
+SMALLEST_WINDOW = 100
+REMEMBERED_SHOPS = 50_000
+LARGEST_DISPATCH = 2_000
+
+
+def window(setting: int, capacities: Sequence[int]) -> int:
+    """How many messages may be out: as set, else twice what the living workers hold, so that none waits for work."""
+    return setting or max(SMALLEST_WINDOW, 2 * sum(capacities))
+
+
+class ShopFacts(msgspec.Struct, frozen=True):
+    """What a message says about its shop besides the page."""
+
+    crawl_id: int
+    shop_id: int
+    source: str
+    shop: str
+    options: dict[str, Any]
+
+
+class Dispatcher:
+    """Marks due pages as sent and makes their messages; the caller sends them after the commit."""
+
+    def __init__(self) -> None:
+        self._shops: OrderedDict[int, ShopFacts] = OrderedDict()
+
+    async def sent(self, connection: AsyncConnection) -> int:
+        """How many pages are out now."""
+        count = await connection.scalar(sa.select(sa.func.count()).where(page.c.state == "sent"))
+        return int(count or 0)
+
+    async def take_due(
+        self,
+        connection: AsyncConnection,
+        *,
+        sources: Sequence[str],
+        room: int,
+        now: datetime,
+        credential: str | None = None,
+    ) -> list[PageTask]:
+        """Mark up to `room` due pages of these sources as sent, by priority and then fairly across shops.
+
+        `credential`: the pages are a probe of this one. Rows that another producer is taking are skipped.
+        """
+        tasks: list[PageTask] = []
+        for source in sources:
+            rows = await self._mark_sent(connection, source, min(room, LARGEST_DISPATCH) - len(tasks), now)
+            await self._learn_shops(connection, {row.shop_crawl_id for row in rows})
+            tasks += [self._task(row, credential) for row in rows]
+        # RETURNING keeps no order; messages leave in the order that was decided.
+        return sorted(tasks, key=lambda task: (task.priority, task.page, task.page_id))
+
+    async def _mark_sent(
+        self, connection: AsyncConnection, source: str, room: int, now: datetime
+    ) -> Sequence[sa.Row[Any]]:
+        if room <= 0:
+            return []
+        due = (
+            sa.select(page.c.id)
+            .where(page.c.state == "ready", page.c.source == source, page.c.due_at <= now)
+            .order_by(page.c.priority, page.c.rank, page.c.id)
+            .limit(room)
+            .with_for_update(skip_locked=True)
+        )
+        update = (
+            sa.update(page)
+            .where(page.c.id.in_(due), page.c.state == "ready")
+            .values(state="sent", fence=page.c.fence + 1, sent_at=now)
+            .returning(page.c.id, page.c.fence, page.c.number, page.c.shop_crawl_id, page.c.priority, page.c.tries)
+        )
+        return (await connection.execute(update)).all()
+
+    def _task(self, row: sa.Row[Any], credential: str | None) -> PageTask:
+        facts = self._shops[row.shop_crawl_id]
+        return PageTask(
+            source=facts.source,
+            shop=facts.shop,
+            page=row.number,
+            page_id=row.id,
+            fence=row.fence,
+            shop_id=facts.shop_id,
+            shop_crawl_id=row.shop_crawl_id,
+            crawl_id=facts.crawl_id,
+            priority=row.priority,
+            tries=row.tries,
+            credential=credential,
+            options=facts.options,
+        )
+
+    async def _learn_shops(self, connection: AsyncConnection, ids: set[int]) -> None:
+        unknown = ids - self._shops.keys()
+        if unknown:
+            columns = (
+                shop_crawl.c.id,
+                shop_crawl.c.crawl_id,
+                shop_crawl.c.shop_id,
+                shop_crawl.c.options,
+                shop.c.source,
+                shop.c.key,
+            )
+            query = (
+                sa.select(*columns).join(shop, shop.c.id == shop_crawl.c.shop_id).where(shop_crawl.c.id.in_(unknown))
+            )
+            for row in await connection.execute(query):
+                self._shops[row.id] = ShopFacts(row.crawl_id, row.shop_id, row.source, row.key, row.options)
+        while len(self._shops) > max(REMEMBERED_SHOPS, len(ids)):
+            oldest = next(iter(self._shops))
+            if oldest in ids:
+                self._shops.move_to_end(oldest)
+            else:
+                del self._shops[oldest]
+
+
+async def oldest_due(connection: AsyncConnection, sources: Sequence[str], now: datetime) -> float:
+    """Seconds that the page next in line has been due, over all sources; 0 if nothing is due."""
+    longest = 0.0
+    for source in sources:
+        ready = sa.select(page.c.due_at).where(page.c.state == "ready", page.c.source == source)
+        due_at = await connection.scalar(ready.order_by(page.c.priority, page.c.rank, page.c.id).limit(1))
+        longest = max(longest, (now - due_at).total_seconds() if due_at else 0.0)
+    return longest

@@ -1,0 +1,158 @@
+"""The producer's loop: review what came back, send what is due, look after what went missing."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+
+from kombu.exceptions import KombuError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from models import credentials, fleet
+from models.broker import redis_url
+from models.credentials import Parked
+from models.database import Clock, unavailable
+from models.messages import PageTask
+from models.settings import Settings
+from models.source import source_named, source_names
+from producer import metrics
+from producer.dispatch import Dispatcher, oldest_due, window
+from producer.enqueue import Sender
+from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
+from producer.settle import review
+
+BUSY_PAUSE = 0.05
+IDLE_PAUSE = 0.5
+RECONCILE_SECONDS = 4.0
+LONGEST_OUTAGE_PAUSE = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class Producer:
+    """Runs until cancelled; several may run on one PostgreSQL, and none sends what another has taken."""
+
+    def __init__(self, settings: Settings, engine: AsyncEngine, clock: Clock) -> None:
+        self._settings, self._engine, self._clock = settings, engine, clock
+        self._redis = Redis.from_url(redis_url(settings), socket_timeout=10, socket_connect_timeout=5)
+        self._sender = Sender(settings)
+        self._dispatcher = Dispatcher()
+        self._suspicion = Suspicion()
+        self._capacities: Sequence[int] = ()
+        self._waiting: dict[str, str] = {}
+
+    @property
+    def waiting(self) -> dict[str, str]:
+        """The sources that cannot be called now, and why."""
+        return dict(self._waiting)
+
+    async def run(self) -> None:
+        """Work until cancelled; an outage of the database or Redis only makes it wait."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._repeat(self._look_after, "reconcile"))
+                group.create_task(self._repeat(self._work, "dispatch"))
+                group.create_task(self._clock.keep(self._engine))
+        finally:
+            await asyncio.to_thread(self._sender.close)
+            await self._redis.aclose()
+
+    async def _repeat(self, step: Callable[[], Awaitable[float]], name: str) -> None:
+        """Call a step again and again, after the pause it returns; wait out outages of the servers it needs."""
+        outage = 0.0
+        while True:
+            try:
+                pause = await step()
+                if outage:
+                    logger.info("%s works again", name)
+                outage = 0.0
+            except (SQLAlchemyError, RedisError, KombuError, OSError, TimeoutError) as error:
+                if not outage:
+                    detail = unavailable(error) if isinstance(error, SQLAlchemyError) else type(error).__name__
+                    logger.warning("%s waits: %s", name, detail)
+                outage = pause = min(max(2 * outage, 0.25), LONGEST_OUTAGE_PAUSE)
+            await asyncio.sleep(pause)
+
+    async def _work(self) -> float:
+        """Review and dispatch once; returns the pause until the next time."""
+        async with self._engine.begin() as connection:
+            reviewed = await review(connection, now=self._clock.now())
+        sent = await self._dispatch()
+        metrics.reviewed.inc(reviewed)
+        return BUSY_PAUSE if reviewed or sent else IDLE_PAUSE
+
+    async def _dispatch(self) -> int:
+        now = self._clock.now()
+        async with self._engine.begin() as connection:
+            parked = await credentials.parked(connection)
+            out = await self._dispatcher.sent(connection)
+            room = window(self._settings.in_flight, self._capacities) - out
+            tasks = await self._dispatcher.take_due(connection, sources=self._open_sources(parked), room=room, now=now)
+            for probe in parked:
+                tasks += await self._probe(connection, probe, now)
+        metrics.sent.set(out + len(tasks))
+        if tasks:
+            # After the commit: should this process die here, the reconciler finds the pages missing and sends them.
+            await asyncio.to_thread(self._sender.send, tasks)
+            metrics.messages.inc(len(tasks))
+        return len(tasks)
+
+    def _open_sources(self, parked: Sequence[Parked]) -> list[str]:
+        """Sources with a credential that may be used; the others wait, and say so once."""
+        names: dict[str, set[str]] = {}
+        for entry in parked:
+            names.setdefault(entry.source, set()).add(entry.name)
+        waiting = {}
+        for source in source_names():
+            configured = {c.name for c in source_named(source).credentials(self._settings)}
+            if configured <= names.get(source, set()):
+                reasons = {entry.reason for entry in parked if entry.source == source}
+                waiting[source] = "; ".join(sorted(reasons)) or source_named(source).credential_help()
+        for source in waiting.keys() - self._waiting.keys():
+            if source in names:
+                logger.warning("%s waits, nothing is lost: %s. Then run `shopcrawl resume`", source, waiting[source])
+        self._waiting = waiting
+        return [source for source in source_names() if source not in waiting]
+
+    async def _probe(self, connection: AsyncConnection, probe: Parked, now: datetime) -> list[PageTask]:
+        """One page to try a parked credential with, if that is due."""
+        if probe.probe_at > now or not await credentials.take_probe(connection, probe, now=now):
+            return []
+        return await self._dispatcher.take_due(
+            connection, sources=[probe.source], room=1, now=now, credential=probe.name
+        )
+
+    async def _look_after(self) -> float:
+        """Learn the fleet's capacity, bring Redis in line with SQL's parked credentials, and find lost pages."""
+        workers = await fleet.live_workers(self._redis)
+        self._capacities = [worker.capacity for worker in workers]
+        metrics.workers.set(len(workers))
+        now = self._clock.now()
+        async with self._engine.connect() as connection:
+            parked = await credentials.parked(connection)
+            suspects = await overdue(connection, now)
+            metrics.oldest_due.set(await oldest_due(connection, source_names(), now))
+        await self._align_parks(parked)
+        missing = suspects - await alive(self._redis, suspects) if suspects else frozenset()
+        lost = missing & self._suspicion.missing
+        if lost:
+            crashed = await delivered(self._redis, lost)
+            async with self._engine.begin() as connection:
+                again = await send_again(connection, lost, crashed, now=now, max_crashes=self._settings.max_crashes)
+            metrics.lost.inc(again)
+            logger.warning("%d pages were lost on their way and are sent again", again)
+        self._suspicion = Suspicion(missing - lost)
+        return RECONCILE_SECONDS
+
+    async def _align_parks(self, parked: Sequence[Parked]) -> None:
+        """SQL remembers parks that a flushed Redis forgot, and knows of those that an operator has lifted."""
+        for source in source_names():
+            wanted = {entry.name: entry.reason for entry in parked if entry.source == source}
+            present = await fleet.parked(self._redis, source)
+            for name in wanted.keys() - present.keys():
+                await fleet.park(self._redis, source, name, wanted[name])
+            for name in present.keys() - wanted.keys():
+                await fleet.unpark(self._redis, source, name)

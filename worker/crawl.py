@@ -1,0 +1,211 @@
+"""The story of one page: permit, call, decode, decide, store; read this first."""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+from backports import zstd
+
+from models.database import Clock
+from models.errors import CredentialParkedError, FetchError, SourceStoppedError, ThrottledError
+from models.ledger import Calls, PageResult
+from models.messages import PageTask
+from models.redact import redact
+from models.settings import Settings
+from models.source import Credential, FetchedPage, HttpResponse, Source, source_named
+from worker import metrics
+from worker.client import Client
+from worker.limiter import Limiter
+from worker.permits import AllParked, DuplicateDelivery, Permit
+from worker.parking import Parking
+from worker.retry import Dead, Decision, FailShop, PutBack, WaitHere, decide
+from worker.writer import Writer
+
+# A page waits this long for a permit, then gives its slot to another: far less than the broker's redelivery time.
+LONGEST_PERMIT_WAIT = 300.0
+ARCHIVE_LEVEL = 1
+
+
+@dataclass
+class Hands:
+    """Everything a page needs, made once for each process."""
+
+    settings: Settings
+    clock: Clock
+    limiter: Limiter
+    client: Client
+    writer: Writer
+    parking: Parking
+    held: dict[int, int] = field(default_factory=dict)
+    """Pages in this process and the fence of each: what the process reports to be alive with."""
+
+
+@dataclass
+class Attempts:
+    """What has happened to this sending of a page so far."""
+
+    tries: int
+    throttles: int = 0
+    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def count(self, credential: Credential, error: FetchError | None) -> None:
+        """Count one answer; a throttled one uses up no try, any other answer ends a row of throttled ones."""
+        self.calls[credential.name, error.code if error else "200"] += 1
+        if isinstance(error, ThrottledError):
+            self.throttles += 1
+            return
+        self.throttles = 0
+        if error is not None and not isinstance(error, CredentialParkedError | SourceStoppedError):
+            self.tries += 1
+
+
+async def crawl_page(task: PageTask, hands: Hands) -> str:
+    """Fetch and store one page; returns the state it ended in, or `duplicate` if another delivery of it has been taken."""
+    if hands.held.get(task.page_id, -1) >= task.fence:
+        return "duplicate"
+    hands.held[task.page_id] = task.fence
+    try:
+        result = await _fetch_until_decided(task, hands)
+        accepted = await hands.writer.store(result)
+    except DuplicateDelivery:
+        return "duplicate"
+    except asyncio.CancelledError:
+        hands.limiter.unclaim(task.page_id, task.fence)  # the message goes back to the queue and may run again
+        raise
+    finally:
+        if hands.held.get(task.page_id) == task.fence:
+            del hands.held[task.page_id]
+    hands.limiter.finished(task.page_id)
+    metrics.count_page(task.source, result, accepted=accepted)
+    return result.state if accepted else "outdated"
+
+
+async def _fetch_until_decided(task: PageTask, hands: Hands) -> PageResult:
+    source = source_named(task.source)
+    attempts = Attempts(task.tries)
+    while True:
+        first = not attempts.calls
+        try:
+            permit = await _permit(task, source, hands, claim=first)
+        except AllParked as parked:
+            return _result(task, hands, attempts, state="ready", reason=f"waits: {parked}", delay=1)
+        except TimeoutError:
+            return _result(task, hands, attempts, state="ready", reason="waited long for a permit", delay=0)
+        try:
+            response, fetched = await _call(task, source, permit, hands)
+        except FetchError as error:
+            attempts.count(permit.credential, error)
+            decision = decide(
+                error,
+                tries=attempts.tries,
+                throttles=attempts.throttles,
+                settings=hands.settings,
+                random=random.random(),
+            )
+            result = await _react(task, permit.credential, error, decision, attempts, hands)
+            if result is not None:
+                return result
+        else:
+            attempts.count(permit.credential, None)
+            if task.credential is not None:
+                await hands.parking.unpark(task.source, permit.credential.name)
+            body = _archived(response.body) if hands.settings.archive else None
+            return _result(task, hands, attempts, state="done", outcome="200", fetched=fetched, body=body)
+
+
+async def _permit(task: PageTask, source: Source, hands: Hands, *, claim: bool) -> Permit:
+    credentials, limits = source.credentials(hands.settings), source.limits(hands.settings)
+    fence = (task.page_id, task.fence) if claim else None
+    started = time.monotonic()
+    async with asyncio.timeout(LONGEST_PERMIT_WAIT):
+        permit = await hands.limiter.acquire(
+            task.source, credentials, limits, priority=task.priority, claim=fence, only=task.credential
+        )
+    metrics.permit_wait.labels(task.source).observe(time.monotonic() - started)
+    return permit
+
+
+async def _call(task: PageTask, source: Source, permit: Permit, hands: Hands) -> tuple[HttpResponse, FetchedPage]:
+    """One paid call; the permit goes back with what it showed, whatever happens."""
+    ok = throttled = False
+    outcome = "unknown"
+    started = time.monotonic()
+    try:
+        request = source.request(task, permit.credential, hands.settings, hands.clock.now())
+        response = _without_secret(await hands.client.fetch(request), permit.credential)
+        fetched = source.decode(response)
+        ok, outcome = True, "200"
+        return response, fetched
+    except FetchError as error:
+        throttled, outcome = isinstance(error, ThrottledError), error.code
+        raise
+    finally:
+        permit.release(ok=ok, throttled=throttled)
+        metrics.count_call(task.source, outcome, time.monotonic() - started)
+
+
+async def _react(
+    task: PageTask, credential: Credential, error: FetchError, decision: Decision, attempts: Attempts, hands: Hands
+) -> PageResult | None:
+    """Carry out a decision; returns the page's result, or None when it is to be called again."""
+    reason = redact(str(error), [credential.secret])
+    match decision:
+        case WaitHere(delay):
+            await asyncio.sleep(delay)
+            return None
+        case PutBack(delay):
+            return _result(task, hands, attempts, state="ready", outcome=error.code, reason=reason, delay=delay)
+        case Dead():
+            return _result(task, hands, attempts, state="dead", outcome=error.code, reason=reason)
+        case FailShop():
+            return _result(task, hands, attempts, state="refused", outcome=error.code, reason=reason)
+        case _:  # the credential, or every credential of the source, is parked; others carry on with the page
+            names = [credential.name]
+            if isinstance(error, SourceStoppedError):
+                names = [c.name for c in source_named(task.source).credentials(hands.settings)]
+            await hands.parking.park(task.source, names, reason)
+            if task.credential is None:
+                return None
+            return _result(task, hands, attempts, state="ready", outcome=error.code, reason=reason, delay=0)
+
+
+def _result(
+    task: PageTask,
+    hands: Hands,
+    attempts: Attempts,
+    *,
+    state: str,
+    outcome: str | None = None,
+    reason: str | None = None,
+    delay: float | None = None,
+    fetched: FetchedPage | None = None,
+    body: bytes | None = None,
+) -> PageResult:
+    now = hands.clock.now()
+    return PageResult(
+        task=task,
+        state=state,
+        at=now,
+        tries=attempts.tries,
+        outcome=outcome,
+        reason=reason,
+        due_at=None if delay is None else now + timedelta(seconds=delay),
+        fetched=fetched,
+        body=body,
+        calls=[Calls(credential, code, count) for (credential, code), count in attempts.calls.items()],
+    )
+
+
+def _without_secret(response: HttpResponse, credential: Credential) -> HttpResponse:
+    """A server that echoes the token must not plant it in the store, the archive or a message."""
+    secret = credential.secret.encode()
+    if secret not in response.body:
+        return response
+    return HttpResponse(response.status, response.headers, response.body.replace(secret, b"***"))
+
+
+def _archived(body: bytes) -> bytes:
+    return zstd.compress(body, ARCHIVE_LEVEL)

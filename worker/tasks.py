@@ -1,0 +1,127 @@
+"""The two Celery tasks, and the hands they share, made when the process's loop starts and put away when it stops."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import socket
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+from redis.asyncio import Redis
+
+from models import fleet
+from models.broker import redis_url
+from models.crawls import Submission, known_shops, submit_recrawl
+from models.database import Clock, create_engine, require_schema
+from models.errors import UsageError
+from models.messages import RECRAWL_TASK_NAME, TASK_NAME, PageTask
+from models.source import source_named
+from worker import metrics
+from worker.app import app, settings
+from worker.client import Client
+from worker.crawl import Hands
+from worker.crawl import crawl_page as crawl_one_page
+from worker.limiter import Limiter
+from worker.loop import on_loop_start, on_loop_stop
+from worker.parking import Parking
+from worker.pool import async_task
+from worker.writer import Writer
+
+BEAT_SECONDS = 2.0
+PROCESS = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
+
+logger = logging.getLogger(__name__)
+_exit = AsyncExitStack()
+_hands: Hands | None = None
+
+
+def hands() -> Hands:
+    """The hands of this process."""
+    assert _hands is not None, "the loop has not started"
+    return _hands
+
+
+@app.task(name=TASK_NAME)  # type: ignore[untyped-decorator]
+@async_task
+async def crawl_page(**message: Any) -> str:
+    """Fetch and store one page of one shop."""
+    return await crawl_one_page(msgspec.convert(message, PageTask), hands())
+
+
+@app.task(name=RECRAWL_TASK_NAME)  # type: ignore[untyped-decorator]
+@async_task
+async def recrawl_shops(shops: list[str], source: str = "tmapi") -> dict[str, Any]:
+    """Re-crawl shops ahead of other work; shops that were never crawled are refused by name."""
+    submission = await _submit_recrawl(shops, source)
+    logger.info("re-crawl asked for", extra={"crawl": submission.crawl_id, "shops": submission.shops})
+    return msgspec.to_builtins(submission)  # type: ignore[no-any-return]
+
+
+async def _submit_recrawl(shops: list[str], source: str) -> Submission:
+    adapter = source_named(source)
+    for key in shops:
+        adapter.check_shop(key)
+    now = hands().clock.now()
+    async with hands().writer.engine.begin() as connection:
+        known = await known_shops(connection, now=now, source=source, keys=shops)
+        missing = sorted(set(shops) - {request.key for request in known})
+        if missing:
+            raise UsageError(f"never crawled before: {', '.join(missing[:5])}")
+        return await submit_recrawl(connection, known, now=now)
+
+
+@on_loop_start
+async def _make_hands() -> None:
+    global _hands  # noqa: PLW0603 (Celery tasks are module-level functions: the process's one state is, too)
+    engine = create_engine(settings.database)
+    _exit.push_async_callback(engine.dispose)
+    await require_schema(engine)
+    clock = Clock()
+    await clock.synchronise(engine)
+    redis = Redis.from_url(redis_url(settings), socket_timeout=10, socket_connect_timeout=5)
+    _exit.push_async_callback(redis.aclose)
+    limiter = Limiter(redis, process=PROCESS)
+    await limiter.start()
+    _exit.push_async_callback(limiter.stop)
+    client = await _exit.enter_async_context(Client(settings, max_connections=settings.concurrency))
+    writer = Writer(engine)
+    writer.start()
+    _exit.push_async_callback(writer.stop)
+    _hands = Hands(settings, clock, limiter, client, writer, Parking(engine, limiter, clock, settings))
+    _keep_running(clock.keep(engine), _keep_beating(redis, _hands))
+    logger.info("worker ready", extra={"worker": PROCESS, "concurrency": settings.concurrency})
+
+
+@on_loop_stop
+async def _put_hands_away() -> None:
+    await _exit.aclose()
+
+
+def _keep_running(*coroutines: Any) -> None:
+    for coroutine in coroutines:
+        task = asyncio.create_task(coroutine)
+        _exit.push_async_callback(_cancel, task)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _keep_beating(redis: Redis, hands: Hands) -> None:
+    """Tell the fleet every few seconds that this process lives, and which pages it holds."""
+    away = False
+    while True:
+        metrics.in_flight.set(len(hands.held))
+        try:
+            await fleet.beat(redis, PROCESS, settings.concurrency, list(hands.held.items()))
+            away = False
+        except Exception as error:  # whatever is wrong with Redis, keep beating
+            if not away:
+                logger.warning("Redis is away: %s", type(error).__name__)
+            away = True
+        await asyncio.sleep(BEAT_SECONDS)

@@ -1,0 +1,117 @@
+"""Group commit: pages that finish together are stored in one transaction; a page that cannot be stored fails alone."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from models.database import is_postgresql, unavailable
+from models.ledger import PageResult, store_results
+
+LARGEST_BATCH = 64
+LONGEST_PAUSE = 5.0
+# asyncpg reports a deadlock or a lost serialisation race as a plain DBAPIError with one of these states: try again.
+RETRYABLE_STATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300", "53100", "53200", "25006"})
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A result on its way into the database, and the future that its page's coroutine awaits."""
+
+    result: PageResult
+    stored: asyncio.Future[bool]
+
+
+class Writer:
+    """Collects results and writes them in batches; while a batch is being written the next one gathers."""
+
+    def __init__(self, engine: AsyncEngine, *, batch: int = LARGEST_BATCH) -> None:
+        self.engine = engine
+        self._batch = batch
+        self._queue: deque[Waiting] = deque()
+        self._wake = asyncio.Event()
+        # PostgreSQL commits two batches side by side; SQLite has one writer anyway.
+        self._lanes = 2 if is_postgresql(engine) else 1
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start writing on the running loop."""
+        self._tasks = [asyncio.create_task(self._run(), name=f"writer-{lane}") for lane in range(self._lanes)]
+
+    async def store(self, result: PageResult) -> bool:
+        """Store a result and return once it is committed: True if accepted, False if its fence was outdated."""
+        waiting = Waiting(result, asyncio.get_running_loop().create_future())
+        self._queue.append(waiting)
+        self._wake.set()
+        return await asyncio.shield(waiting.stored)
+
+    async def stop(self) -> None:
+        """Stop once everything handed in is written."""
+        while self._queue:
+            await asyncio.sleep(0.01)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            while not self._queue:
+                self._wake.clear()
+                await self._wake.wait()
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
+            # A cancelled writer finishes the batch it holds: the answers in it are paid for.
+            await asyncio.shield(self._write(batch))
+
+    async def _write(self, batch: Sequence[Waiting]) -> None:
+        """Write a batch, again and again while the database is away; split it when something in it is at fault."""
+        pause = 0.1
+        while True:
+            try:
+                async with self.engine.begin() as connection:
+                    accepted = await store_results(connection, [waiting.result for waiting in batch])
+                break
+            except (SQLAlchemyError, OSError, TimeoutError) as error:
+                if not is_outage(error):
+                    await self._isolate(batch, error)
+                    return
+                logger.warning("the database is away, %d pages wait for it: %s", len(batch), unavailable(error))
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+            except Exception as error:  # a bug in a row's making must fail its page, not stall the worker
+                await self._isolate(batch, error)
+                return
+        for waiting in batch:
+            if not waiting.stored.done():
+                waiting.stored.set_result(waiting.result.task.page_id in accepted)
+
+    async def _isolate(self, batch: Sequence[Waiting], error: BaseException) -> None:
+        if len(batch) > 1:
+            middle = len(batch) // 2
+            await self._write(batch[:middle])
+            await self._write(batch[middle:])
+            return
+        waiting = batch[0]
+        if waiting.result.fetched is None:  # even the bare verdict cannot be stored: the reconciler will send it again
+            waiting.stored.set_exception(unavailable(error))
+            return
+        reason = f"cannot be stored: {str(unavailable(error))[:300]}"
+        logger.error("page %d %s", waiting.result.task.page_id, reason)
+        dead = msgspec.structs.replace(waiting.result, state="dead", reason=reason, fetched=None, body=None)
+        await self._write([Waiting(dead, waiting.stored)])
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether trying again later can help: the database is away, full, locked or lost a race, and no row is at fault."""
+    if isinstance(error, OperationalError | InterfaceError | OSError | TimeoutError):
+        return True
+    if isinstance(error, DBAPIError):
+        state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+        return error.connection_invalidated or state in RETRYABLE_STATES or isinstance(error, InternalError)
+    return False
