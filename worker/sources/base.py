@@ -164,7 +164,7 @@ def read_text(value: Any) -> str:
 @lru_cache(maxsize=8192, typed=True)
 def read_decimal(value: Any) -> Decimal:
     """An exact number out of text or a JSON number; refused if NUMERIC(20, 6) could not hold it exactly."""
-    if type(value) is str and len(value) <= 14 and value.isascii() and value.replace(".", "", 1).isdigit():
+    if type(value) is str and len(value) <= 14 and not value.strip("0123456789."):
         point = value.find(".")
         if point < 0 or len(value) - point <= DECIMAL_SCALE:
             return Decimal(value)
@@ -183,7 +183,6 @@ def read_decimal(value: Any) -> Decimal:
     return number
 
 
-@lru_cache(maxsize=8192, typed=True)
 def read_integer(value: Any) -> int:
     """A whole number of at most 64 bits out of text or a JSON number."""
     if type(value) is str and len(value) <= 18 and value.isascii() and value.isdigit():
