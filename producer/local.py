@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import redis
 import structlog
 from pydantic import SecretStr
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
+from models.broker import broker_url
 from models.errors import UnavailableError
 from models.settings import Settings
 from producer import guard
@@ -59,15 +62,6 @@ def redis_version(binary: str) -> tuple[int, int] | None:
         return None
     found = re.search(r"\bv=(\d+)\.(\d+)", told.stdout)
     return (int(found[1]), int(found[2])) if found else None
-
-
-def broker_url(redis_url: str) -> str:
-    """The same Redis in kombu's spelling, which differs for unix sockets: `unix:///p?db=0` is `redis+socket:///p?…`."""
-    if not redis_url.startswith("unix://"):
-        return redis_url
-    parts = urlsplit(redis_url)
-    database = re.search(r"(?:^|&)db=(\d+)", parts.query)
-    return f"redis+socket://{parts.path}?virtual_host={database[1] if database else 0}"
 
 
 class EmbeddedRedis:
@@ -144,7 +138,8 @@ class EmbeddedRedis:
 
     def _answers(self) -> bool:
         try:
-            with redis.Redis(unix_socket_path=str(self._socket), socket_timeout=5) as client:
+            once = Retry(NoBackoff(), 0)
+            with redis.Redis(unix_socket_path=str(self._socket), socket_timeout=5, retry=once) as client:
                 return bool(client.ping())
         except (redis.ConnectionError, redis.TimeoutError):
             return False

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Self
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 READY_WITHIN = 60.0  # seconds; a busy machine starts a server slowly
 NOBODY = 65534
@@ -168,8 +170,9 @@ class RedisServer(Server):
         return f"redis://{credential}127.0.0.1:{self.port}/0"
 
     def client(self) -> redis.Redis:
-        """A new synchronous client; the caller closes it."""
-        return redis.Redis(port=self.port, password=self.password, socket_timeout=10, decode_responses=True)
+        """A new synchronous client that tries each command once; the caller closes it."""
+        once = Retry(NoBackoff(), 0)
+        return redis.Redis(port=self.port, password=self.password, socket_timeout=10, decode_responses=True, retry=once)
 
     def _command(self) -> list[str]:
         options = {

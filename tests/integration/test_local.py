@@ -128,7 +128,8 @@ def test_python_child_and_redis_die_when_their_parent_is_killed(tmp_path: Path) 
 import subprocess, sys, time
 from producer import guard
 from tests import servers
-commands = [[sys.executable, "-c", {SLEEPER!r}], [servers.redis_binary(), "--port", str(servers.free_port())]]
+redis_server = [servers.redis_binary(), "--port", str(servers.free_port()), "--save", ""]
+commands = [[sys.executable, "-c", {SLEEPER!r}], redis_server]
 guards = [subprocess.Popen(guard.command_line(c), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) for c in commands]
 print(*(g.pid for g in guards), flush=True)
 time.sleep(600)
@@ -328,16 +329,3 @@ def test_restart_pauses_grow_and_stay_bounded() -> None:
     assert pauses[0] == local.FIRST_RESTART
     assert pauses == sorted(pauses)
     assert pauses[-1] == local.LONGEST_RESTART
-
-
-@pytest.mark.parametrize(
-    ("url", "expected"),
-    [
-        ("unix:///a/b%20c.sock?db=3", "redis+socket:///a/b%20c.sock?virtual_host=3"),
-        ("unix:///a.sock", "redis+socket:///a.sock?virtual_host=0"),
-        ("redis://:secret@host:1/2", "redis://:secret@host:1/2"),
-        ("rediss://host/0", "rediss://host/0"),
-    ],
-)
-def test_broker_url_is_the_same_redis_in_kombus_spelling(url: str, expected: str) -> None:
-    assert local.broker_url(url) == expected
