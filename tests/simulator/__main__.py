@@ -41,7 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("--profile", choices=("skewed", "uniform"), default="skewed")
     add("--items-min", type=int, help="fewest items of a drawn shop")
     add("--items-max", type=int, help="most items of a drawn shop (uniform: 100)")
-    add("--shop", action="append", default=[], metavar="KEY=ITEMS", help="one more shop, of exactly that size")
+    add(
+        "--shop",
+        type=_sized_shop,
+        action="append",
+        default=[],
+        metavar="KEY=ITEMS",
+        help="one more shop, of exactly that size",
+    )
     add("--token", action="append", default=[], help="a valid token, repeatable; none: any token that is not empty")
     add("--faults", choices=("none", "default"), default="none")
     for option, fault in _SHORTHANDS.items():
@@ -57,6 +64,13 @@ def build_parser() -> argparse.ArgumentParser:
     add("--print-shops", action="store_true", help="write the shops file to standard output and end")
     add("--until-eof", action="store_true", help="end when standard input is closed")
     return parser
+
+
+def _sized_shop(text: str) -> tuple[str, int]:
+    key, _, size = text.rpartition("=")
+    if not key or not size.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not KEY=ITEMS")
+    return key, int(size)
 
 
 def switches_from(options: argparse.Namespace) -> dict[str, Any]:
@@ -106,13 +120,12 @@ def _stop_at_eof(descriptor: int, stop: asyncio.Event) -> None:
 def main() -> int:
     """Run the command and return its exit code: 2 for options that make no sense."""
     options = build_parser().parse_args()
-    extra = [(key, int(size)) for key, _, size in (text.rpartition("=") for text in options.shop)]
     drawn: dict[str, Any] = {
         "seed": options.seed,
         "profile": options.profile,
         "items_min": options.items_min,
         "items_max": options.items_max,
-        "extra": extra,
+        "extra": options.shop,
     }
     if options.print_shops:
         write_shops(build_shops(count=options.shops, **drawn), sys.stdout)

@@ -1,5 +1,6 @@
 """The simulator put together: one market, its APIs and the control endpoint behind one HTTP server."""
 
+import json
 from collections.abc import Callable, Sequence
 from time import time
 from typing import Any
@@ -18,8 +19,8 @@ DEFAULT_CACHE_MB = 64
 class Simulator:
     """A vendor's API on loopback: `async with Simulator(shops=10) as sim: ... sim.url`.
 
-    Besides the shops' profile it takes every switch by keyword (see switches.Switches). `control` and `market`
-    give tests in the same process what /_sim/ gives others.
+    Besides the shops' profile it takes every switch by keyword (see switches.Switches). `script`, `truth`
+    and `calls` do what /_sim/ does.
     """
 
     def __init__(
@@ -53,6 +54,11 @@ class Simulator:
         """The base address to give to a client."""
         return f"http://{self._host}:{self.port}"
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return self._server.connections
+
     async def __aenter__(self) -> "Simulator":
         await self.start()
         return self
@@ -67,6 +73,18 @@ class Simulator:
     async def stop(self) -> None:
         """Stop listening and drop every connection."""
         await self._server.stop()
+
+    def script(self, *directives: dict[str, Any]) -> list[int]:
+        """Carry out directives and return the numbers of the rules added."""
+        return self.control.script(list(directives))
+
+    def truth(self, shop: str | None = None) -> list[dict[str, Any]]:
+        """Return every item ever on sale, of one shop or of all."""
+        return [json.loads(line) for line in self.control.truth(shop)]
+
+    def calls(self, shop: str | None = None) -> dict[str, Any]:
+        """Return the ledger's figures, in total or for one shop."""
+        return self.control.calls(shop)
 
     def _route(self, request: Request) -> Pending:
         handler = self._handlers.get(request.path)

@@ -131,7 +131,7 @@ def _key(seed: int, number: int) -> str:
     digest = blake2b(f"{seed}/{number}".encode(), digest_size=8).hexdigest()
     if number % 2:
         return f"b2b-{2_200_000_000_000 + number}{digest[:10]}"
-    return f"{_NAMES[number // 2 % len(_NAMES)]}{number}{digest[:2]}"
+    return f"{_NAMES[number // 2 % len(_NAMES)]}{number}{digest[:4]}"
 
 
 def _sizes(random: Random, count: int, profile: Profile, fewest: int | None, most: int | None) -> Iterator[int]:

@@ -6,7 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
-_MAX_PAGE = 1_000_000  # calls for pages beyond are counted per shop but not per page
+_MAX_PAGE = 100_000  # 1.2 MB a shop; calls for pages beyond are counted per shop but not per page
 _MAX_TOKENS = 1_000
 OTHER_TOKENS = "(others)"  # where tokens are counted once a client has tried too many
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tests.simulator.catalogue import Shop
-from tests.simulator.listing import Selection
+from tests.simulator.listing import SORTS, Selection
 from tests.simulator.market import Market
 from tests.simulator.script import Outcome
 from tests.simulator.switches import Switches
@@ -132,7 +132,7 @@ def _envelope(query: Query, switches: Switches, total: int) -> bytes:
     size = query.size if switches.page_size_echo == "real" else query.asked_size
     selection = query.selection
     counted = "" if switches.total_count == "missing" else f'"total_count":{total_text(total, switches.total_count)},'
-    if selection.category or selection.price_start or selection.price_end or not query.sort_echo.isalpha():
+    if selection.category or selection.price_start or selection.price_end or query.sort_echo not in SORTS:
         category, low, high, sort = map(
             json.dumps, (selection.category, selection.price_start, selection.price_end, query.sort_echo)
         )

@@ -5,11 +5,11 @@ import json
 import select
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 _ROOT = Path(__file__).resolve().parents[2]
 _START_SECONDS = 30.0
@@ -20,7 +20,8 @@ class SimulatorProcess:
     """`with SimulatorProcess(shops=5, seed=1, gate=20) as sim:` runs `python -m tests.simulator --shops 5 ...`.
 
     Keyword names are the command's options with underscores; a list repeats its option, True is a bare flag, None and
-    False leave it out. The child ends with its parent, however that dies.
+    False leave it out. `extra={"key": items}` adds shops, `switches={...}` sets any switch. The child ends with its
+    parent, however that dies.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -61,6 +62,14 @@ class SimulatorProcess:
         """Carry out directives and return the numbers of the rules added."""
         return list(self.control("POST", "script", list(directives))["rules"])
 
+    def truth(self, shop: str | None = None) -> list[dict[str, Any]]:
+        """Return every item ever on sale, of one shop or of all."""
+        return list(self.control("GET", "truth" if shop is None else f"truth?shop={quote(shop)}"))
+
+    def calls(self, shop: str | None = None) -> dict[str, Any]:
+        """Return the ledger's figures, in total or for one shop."""
+        return dict(self.control("GET", "calls" if shop is None else f"calls?shop={quote(shop)}"))
+
     def stop(self) -> int:
         """End the process and return its exit code; harmless when repeated."""
         if self._child.poll() is None:
@@ -85,20 +94,15 @@ class SimulatorProcess:
         return line
 
 
-def wait_until(condition: Any, seconds: float = 10.0) -> None:
-    """Poll a condition; TimeoutError when it does not come true in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not true within {seconds} s")
-        time.sleep(0.01)
-
-
 def _arguments(options: dict[str, Any]) -> Iterator[str]:
     for name, value in options.items():
-        flag = "--" + name.replace("_", "-")
-        for each in value if isinstance(value, list | tuple) else [value]:
-            if each is True:
-                yield flag
-            elif each is not None and each is not False:
-                yield from (flag, str(each))
+        if name == "extra":
+            yield from (f"--shop={key}={items}" for key, items in value.items())
+        elif name == "switches":
+            yield from (f"--set={switch}={json.dumps(setting)}" for switch, setting in value.items())
+        else:
+            flag = "--" + name.replace("_", "-")
+            values = value if isinstance(value, list | tuple) else [value]
+            yield from (
+                flag if each is True else f"{flag}={each}" for each in values if each is not None and each is not False
+            )

@@ -304,6 +304,11 @@ class HttpServer:
         self._connections: set[Connection] = set()
         self._server: asyncio.Server | None = None
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._connections)
+
     async def start(self, host: str, port: int) -> int:
         """Listen and return the port in use; OSError if the address is taken."""
         loop = asyncio.get_running_loop()

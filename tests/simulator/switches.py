@@ -114,7 +114,7 @@ def _merged(base: Switches, values: dict[str, Any]) -> Switches:
         raise ScriptError(str(error)) from None
     for name in merged.faults:
         parse_fault(name)
-    if sum(merged.faults.values()) > 1:
+    if sum(merged.faults.values()) > 1 + 1e-9:
         raise ScriptError("the probabilities of faults add up to more than 1")
     return merged
 

@@ -184,8 +184,10 @@ class Tmapi:
         self.market.ledger.slots.enter()
         switches = self.market.board.of(query.shop)
         attempt = call.pages.add(query.page, ATTEMPT) if call.pages else 0
-        call.draws = self._draw(query, attempt)
+        call.draws = self._draw(query, attempt or -call.number)
         call.outcome = self._decide(call, query, token, switches)
+        if call.outcome.name not in {"401", "403", "439"}:
+            call.account.broke = call.account.refused = False
         call.holds = switches.hold_after_disconnect
         call.delay = latency_of(switches.latency, switches.latency_tail, call.draws[2])
         call.delay += _extra_delay(call.outcome, switches)
