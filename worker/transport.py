@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kombu.transport import TRANSPORT_ALIASES, redis
+from kombu import transport
+from kombu.transport import redis
 
 
 class Channel(redis.Channel):
@@ -33,4 +34,6 @@ class Transport(redis.Transport):
 def install() -> None:
     """Let every ``redis`` broker URL of this process, unix sockets and TLS included, use this transport."""
     path = f"{Transport.__module__}:{Transport.__qualname__}"
-    TRANSPORT_ALIASES.update(redis=path, rediss=path)
+    for name in ("redis", "rediss"):
+        transport.TRANSPORT_ALIASES[name] = path
+        transport._transport_cache.pop(name, None)  # a connection made earlier has resolved the name already

@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 import redis
+from kombu import transport
 from kombu.connection import Connection
 from kombu.entity import Queue
-from kombu.transport import TRANSPORT_ALIASES
 
 from worker.transport import Channel, install
 
 
 @pytest.fixture
 def connection(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name in ("redis", "rediss"):
-        monkeypatch.setitem(TRANSPORT_ALIASES, name, TRANSPORT_ALIASES[name])
+    monkeypatch.setattr(transport, "TRANSPORT_ALIASES", dict(transport.TRANSPORT_ALIASES))
+    monkeypatch.setattr(transport, "_transport_cache", {"redis": transport.get_transport_cls("redis")})
     install()
     with Connection(redis_url) as connection:  # type: ignore[no-untyped-call]
         yield connection
