@@ -36,7 +36,7 @@ REDIS_READY_WITHIN = 60.0  # seconds; a long append-only file takes a while to l
 REDIS_MAXMEMORY = "512mb"
 FIRST_RESTART, LONGEST_RESTART = 0.2, 10.0  # seconds before a process that died is started again
 STEADY_AFTER = 30.0  # seconds after which a process counts as well started
-HOPELESS_AFTER = 5  # ends in a row, soon after the start and by the process's own will
+HOPELESS_AFTER = 3  # ends in a row, soon after the start and by the process's own will
 WATCH_EVERY = 0.2
 PACKAGE_ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,7 +73,7 @@ class EmbeddedRedis:
         self._cleanup = contextlib.ExitStack()
         self._process: GuardedProcess | None = None
         self._socket = self.folder / "redis.sock"
-        self._lock = FolderLock(data_dir.absolute())
+        self.lock = FolderLock(data_dir.absolute())
         self._lock_descriptor = -1
 
     @property
@@ -87,9 +87,9 @@ class EmbeddedRedis:
         return broker_url(self.redis_url)
 
     def __enter__(self) -> Self:
-        """Start and wait for an answer. Raises UsageError if the folder is in use, UnavailableError if Redis fails."""
+        """Start and wait for an answer. Raises FolderBusyError if the folder is in use, UnavailableError if Redis fails."""
         with contextlib.ExitStack() as stack:
-            self._lock_descriptor = stack.enter_context(self._lock)
+            self._lock_descriptor = stack.enter_context(self.lock)
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.folder.chmod(0o700)
             self._socket = stack.enter_context(_socket_path(self.folder))

@@ -23,6 +23,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from producer.processes import is_alive
+
 READY_WITHIN = 60.0  # seconds; a busy machine starts a server slowly
 NOBODY = 65534
 PR_SET_PDEATHSIG = 1
@@ -345,7 +347,7 @@ def copy_for_nobody(package: Path) -> Path:
 def _folder_for_nobody(prefix: str) -> Path:
     roots = [root for root in (Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")) if _is_reachable(root)]
     for left_over in roots[0].glob("shopcrawl-*-*-*"):  # of test processes that were killed
-        if not Path(f"/proc/{left_over.name.split('-')[2]}").exists():
+        if not is_alive(int(left_over.name.split("-")[2])):
             shutil.rmtree(left_over, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=f"shopcrawl-{prefix}-{os.getpid()}-", dir=roots[0]))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
