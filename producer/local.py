@@ -87,7 +87,7 @@ class EmbeddedRedis:
         return broker_url(self.redis_url)
 
     def __enter__(self) -> Self:
-        """Start and wait for an answer. Raises FolderBusyError if the folder is in use, UnavailableError if Redis fails."""
+        """Start and wait for an answer. Raises FolderBusyError if the folder is taken, UnavailableError on failure."""
         with contextlib.ExitStack() as stack:
             self._lock_descriptor = stack.enter_context(self.lock)
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
