@@ -140,11 +140,11 @@ def main() -> int:
             **drawn,
             **switches_from(options),
         )
-    except ScriptError as error:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(simulator, until_eof=options.until_eof))
+    except (ScriptError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(simulator, until_eof=options.until_eof))
     return 0
 
 

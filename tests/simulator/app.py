@@ -13,7 +13,7 @@ from tests.simulator.server import Handler, HttpServer, Instant, Pending, Reques
 from tests.simulator.switches import build_switches
 from tests.simulator.tmapi import PATH, Tmapi
 
-DEFAULT_CACHE_MB = 64
+DEFAULT_CACHE_MB = 64  # about 3,000 full pages
 
 
 class Simulator:

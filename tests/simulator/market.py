@@ -73,7 +73,7 @@ class Market:
         """Yield one JSON object per item the shop ever had on sale, each a line."""
         gone = set(shop.vanished())
         variants = self.board.of(shop.key).variants
-        key = json.dumps(shop.key, ensure_ascii=False)
+        key = json.dumps(shop.key).encode()
         for index in range(shop.next_index):
             life = shop.lives.get(index)
             repriced = life.repriced_at if life else []
@@ -89,10 +89,10 @@ class Market:
                     for cents in [self.factory.price(shop.number, index, number)]
                 ],
             }
-            text = json.dumps(facts, separators=(",", ":"))[1:]
-            item = self.factory.render(shop.number, index, len(repriced), variants) if with_items else "null"
+            text = json.dumps(facts, separators=(",", ":")).encode()[1:]
+            item = self.factory.render(shop.number, index, len(repriced), variants) if with_items else b"null"
             item_id = self.factory.item_id(shop.number, index)
-            yield f'{{"shop":{key},"item_id":"{item_id}","item":{item},{text}\n'.encode()
+            yield b'{"shop":%b,"item_id":"%d","item":%b,%b\n' % (key, item_id, item, text)
 
     def _pick(self, shop: Shop, wanted: int | list[str], random: Random) -> list[int]:
         if isinstance(wanted, int):

@@ -105,7 +105,7 @@ class PageRenderer:
         page = self._cache.get(key)
         if page is None:
             render, number, version = self._market.factory.render, shop.number, shop.version
-            page = f"[{','.join([render(number, row, version(row), variants) for row in rows])}]".encode()
+            page = b"[%b]" % b",".join([render(number, row, version(row), variants) for row in rows])
             self._cache.put(key, page)
         return page
 
