@@ -86,7 +86,8 @@ local function shrink(state, lane)
     guess = max(lane.floor, floor(state.cut_from / 2), guess)
     if state.knee == 0 or guess < state.knee then state.knee = guess end
     state.limit = min(state.limit, state.knee)
-    state.calm, state.step = 0, 1
+    -- What a burst shows is a rougher guess than what one refusal shows: check it sooner.
+    state.calm, state.step = state.hits > 2 and floor(CALM_CALLS * 3 / 4) or 0, 1
   end
 end
 

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from models import fleet
 from models.source import Credential, Limits
-from worker.limiter_call import Answer, Call, LimiterScript
+from worker.limiter_call import Answer, Call, read_answer, script_arguments, script_text
 from worker.permits import AllParked, DuplicateDelivery, Lane, Permit, Waiter
 
 __all__ = ["AllParked", "DuplicateDelivery", "Limiter", "Permit"]
@@ -21,7 +21,9 @@ __all__ = ["AllParked", "DuplicateDelivery", "Limiter", "Permit"]
 log = logging.getLogger(__name__)
 
 GAP = 0.01  # shortest pause between two calls: what comes up meanwhile travels together
-PATIENCE = 0.05  # pause before a call that nothing is held up by
+PATIENCE = 0.1  # pause before a call that holds nobody up here
+SLOT_PATIENCE = 0.05  # half of how far ahead rate slots are handed out
+IDLE = 0.03  # pause before a free permit is offered to the other processes
 BACKOFF = (0.05, 2.0)
 
 
@@ -91,7 +93,7 @@ class Pool:
         if urgent:
             self.nudge(0)
         elif any(lane.in_use < lane.quota for lane in self.lanes.values()):
-            self.nudge(PATIENCE)
+            self.nudge(IDLE)
 
     def pump(self) -> None:
         """Hand out permits to ready waiters, most urgent first, from the lane with most room."""
@@ -142,7 +144,7 @@ class Pool:
             call, checked = self._compose()
             try:
                 async with asyncio.timeout(max(1.0, self.limiter.lease / 2)):
-                    answer = await self.limiter.script(self.source, call)
+                    answer = await self.limiter.ask(self.source, call)
                 break
             except (RedisError, OSError, TimeoutError) as error:
                 if not failing:
@@ -203,8 +205,8 @@ class Pool:
         """Seconds until asking again makes sense; a slow rate has nothing to give before its next slot."""
         open_lanes = [lane for lane in self.lanes.values() if not lane.parked]
         if open_lanes and all(lane.limits.rate and not lane.slots for lane in open_lanes):
-            return max(PATIENCE, min(lane.answer.delay for lane in open_lanes) / 1000 - PATIENCE)
-        return PATIENCE
+            return max(SLOT_PATIENCE, min(lane.answer.delay for lane in open_lanes) / 1000 - SLOT_PATIENCE)
+        return SLOT_PATIENCE if any(lane.limits.rate for lane in open_lanes) else PATIENCE
 
     def _refuse_parked(self) -> None:
         """Tell those who wait that every credential is parked; probes of a parked one go on waiting."""
@@ -254,7 +256,7 @@ class Pool:
             waiter.future.cancel()
         with suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(1):
-                await self.limiter.script(self.source, call)
+                await self.limiter.ask(self.source, call)
 
     def _fail_all(self, error: Exception) -> None:
         for waiter in itertools.chain(self._unchecked, *self._ready.values()):
@@ -273,8 +275,8 @@ class Limiter:
         self.process = process
         self.lease = lease
         self.beat = beat
-        self.script = LimiterScript(redis)
         self._redis = redis
+        self._script = redis.register_script(script_text())
         self._pools: dict[str, Pool] = {}
         self._order = itertools.count()
         self._running = False
@@ -319,6 +321,11 @@ class Limiter:
         except asyncio.CancelledError:
             pool.abandon(waiter)
             raise
+
+    async def ask(self, source: str, call: Call) -> Answer:
+        """Run the script once. Raises what the Redis client raises."""
+        keys, args = script_arguments(source, call)
+        return read_answer(await self._script(keys=keys, args=args))
 
     def unclaim(self, page_id: int, fence: int) -> None:
         """Forget this process's claim, so that the same sending may be taken up again; told with the next call."""

@@ -3,7 +3,6 @@
 from importlib.resources import files
 
 import msgspec
-from redis.asyncio import Redis
 
 from models import fleet
 
@@ -70,15 +69,17 @@ class Answer(msgspec.Struct, array_like=True):
     lanes: list[LaneAnswer]
 
 
-class LimiterScript:
-    """limiter.lua with its keys and encoding; also the seam for testing it without a process around it."""
+def script_text() -> bytes:
+    """The Lua source."""
+    return files("worker").joinpath("limiter.lua").read_bytes()
 
-    def __init__(self, redis: Redis) -> None:
-        self._script = redis.register_script(files("worker").joinpath("limiter.lua").read_bytes())
-        self._decode = msgspec.msgpack.Decoder(Answer).decode
 
-    async def __call__(self, source: str, call: Call) -> Answer:
-        keys = [fleet.parked_key(source), fleet.credentials_key(source)]
-        for lane in call.lanes:
-            keys += (fleet.limit_key(source, lane.name), fleet.holders_key(source, lane.name))
-        return self._decode(await self._script(keys=keys, args=[msgspec.msgpack.encode(call), fleet.CLAIM_PREFIX]))
+def script_arguments(source: str, call: Call) -> tuple[list[str], list[str | bytes]]:
+    """KEYS and ARGV of the script for one call."""
+    keys = [fleet.parked_key(source), fleet.credentials_key(source)]
+    for lane in call.lanes:
+        keys += (fleet.limit_key(source, lane.name), fleet.holders_key(source, lane.name))
+    return keys, [msgspec.msgpack.encode(call), fleet.CLAIM_PREFIX]
+
+
+read_answer = msgspec.msgpack.Decoder(Answer).decode
