@@ -66,7 +66,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "worker_cancel_long_running_tasks_on_connection_loss": True,  # their messages come again
         "worker_soft_shutdown_timeout": 20,
         "worker_enable_soft_shutdown_on_idle": False,
-        "worker_eta_task_limit": max(1000, 2 * settings.concurrency),
+        "worker_eta_task_limit": 100_000,  # also caps the prefetch: far above any concurrency
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
         "task_routes": {RECRAWL_TASK_NAME: {"queue": URGENT_QUEUE}, TASK_NAME: {"queue": QUEUE}},

@@ -6,8 +6,14 @@ from collections.abc import Iterable
 import msgspec
 from redis.asyncio import Redis
 
+from models.messages import QUEUE, URGENT_QUEUE
+
 PREFIX = "shopcrawl:"
 CLAIM_PREFIX = f"{PREFIX}claim:"
+WORK_PATTERNS = (
+    *(QUEUE, URGENT_QUEUE, "unacked*", "_kombu*"),  # Celery's
+    *(f"{PREFIX}{kind}*" for kind in ("claim:", "worker", "holders:", "producer:")),
+)
 WORKER_TTL = 15
 """Seconds after its last heartbeat that a worker counts as alive."""
 
@@ -141,3 +147,10 @@ def _parse_holder(text: bytes) -> list[float]:
 
 def _text(value: bytes | str) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+async def forget_work(redis: Redis) -> None:
+    """Drop queues, claims, heartbeats and held permits, but keep the limits found: for a host that starts alone."""
+    keys = [key for pattern in WORK_PATTERNS async for key in redis.scan_iter(pattern, count=1_000)]
+    for start in range(0, len(keys), 1_000):
+        await redis.unlink(*keys[start : start + 1_000])

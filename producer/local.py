@@ -265,7 +265,8 @@ def restart_pause(quick_ends: int) -> float:
 def celery_command(name: str, log_level: str) -> list[str]:
     """The command line of one worker process."""
     celery = [sys.executable, "-m", "celery", "-A", "worker.app", "worker"]
-    return [*celery, f"--loglevel={log_level}", f"--hostname={name}@%h"]
+    # Workers need no news of each other: the ledger and the limiter hold all that they share.
+    return [*celery, f"--loglevel={log_level}", f"--hostname={name}@%h", "--without-mingle", "--without-gossip"]
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -15,6 +15,10 @@ from producer import guard
 LOG_BYTES = 10 * 1024 * 1024  # a longer log is put aside when its process starts
 
 
+class FolderBusyError(UsageError):
+    """Another process hosts the embedded servers of this data folder: let it, or stop it."""
+
+
 class FolderLock:
     """One embedded crawl per data folder; the kernel frees the lock once the crawl and its Redis are gone."""
 
@@ -23,7 +27,7 @@ class FolderLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> int:
-        """Take the lock and return its descriptor. Raises UsageError naming the process that holds it."""
+        """Take the lock and return its descriptor. Raises FolderBusyError naming the process that holds it."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -38,6 +42,14 @@ class FolderLock:
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
         return self._descriptor
 
+    def is_free(self) -> bool:
+        """Whether nobody holds the lock now."""
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            return _try_lock(descriptor)
+        finally:
+            os.close(descriptor)
+
     def __exit__(self, *_: object) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -49,7 +61,7 @@ class FolderLock:
         while not _try_lock(descriptor):
             owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
             if not owner.isdecimal() or is_alive(int(owner)) or time.monotonic() > deadline:
-                raise UsageError(
+                raise FolderBusyError(
                     f"process {owner} already uses the data folder {self.path.parent}: wait for it or stop it"
                 )
             time.sleep(0.05)

@@ -1,0 +1,257 @@
+"""The command line: every command reads the settings, calls one function, and turns its result into an exit code."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from models.crawls import ShopRequest, Submission, known_shops, submit_crawl, submit_recrawl
+from models.database import Clock
+from models.errors import ShopcrawlError, UsageError
+from models.logs import configure_logging
+from models.messages import NORMAL_PRIORITY
+from models.redact import redact
+from models.settings import Settings, load_settings
+from models.source import source_named
+from models.status import CrawlStatus, exit_code
+from producer import commands, run
+from producer.durations import parse_duration
+from producer.shops import read_shops, shop_request
+
+INTERRUPTED = 130
+DEFAULT_SOURCE = "tmapi"
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.add_typer(commands.database, name="db")
+app.add_typer(commands.archive, name="archive")
+app.add_typer(commands.export, name="export")
+app.command("doctor")(commands.doctor)
+app.command("flower")(commands.flower)
+app.command("demo")(commands.demo)
+app.command("worker", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(commands.worker)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
+Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Stay until the crawl ends.")]
+Workers = Annotated[int | None, typer.Option(min=1, max=64, help="Worker processes in embedded mode.")]
+Concurrency = Annotated[int | None, typer.Option(min=1, help="Pages in flight per worker process.")]
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Crawl thousands of shops into a database and lose nothing."""
+
+
+@app.command()
+def crawl(
+    shops: Annotated[
+        str, typer.Argument(help="CSV with the column `shop`, or one shop per line; - is standard input.")
+    ],
+    source: Annotated[str, typer.Option(help="Source of shops that name none.")] = DEFAULT_SOURCE,
+    sort: Annotated[str | None, typer.Option(help="Order of the listing; time_up appends new items.")] = None,
+    page_size: Annotated[int | None, typer.Option(help="Items per page.")] = None,
+    max_pages: Annotated[int | None, typer.Option(help="Pages per shop that are never exceeded.")] = None,
+    shop_cat_id: Annotated[str | None, typer.Option(help="Only this category of the shop.")] = None,
+    price_start: Annotated[str | None, typer.Option(help="Lowest price.")] = None,
+    price_end: Annotated[str | None, typer.Option(help="Highest price.")] = None,
+    priority: Annotated[int, typer.Option(min=0, max=9, help="0 goes first.")] = NORMAL_PRIORITY,
+    follow: Follow = True,
+    json: Json = False,
+    quiet: Quiet = False,
+    workers: Workers = None,
+    concurrency: Concurrency = None,
+) -> None:
+    """Crawl every shop in a file; the same command continues a crawl that was interrupted."""
+    settings = _settings(workers=workers, concurrency=concurrency)
+    given = {"sort": sort, "page_size": page_size, "max_pages": max_pages, "shop_cat_id": shop_cat_id}
+    given |= {"price_start": price_start, "price_end": price_end}
+    requests = read_shops(shops, source, _texts(given), settings)
+    _require_credentials(settings, {request.source for request in requests})
+
+    async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
+        return await submit_crawl(connection, requests, now=clock.now(), priority=priority)
+
+    _crawl(settings, submit, follow=follow, json=json, quiet=quiet)
+
+
+@app.command()
+def recrawl(
+    shops: Annotated[list[str] | None, typer.Argument(help="Shop keys.")] = None,
+    all_shops: Annotated[bool, typer.Option("--all", help="Every shop ever crawled.")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="Shops whose last verdict is failed.")] = False,
+    verdict: Annotated[list[str] | None, typer.Option(help="Shops with this last verdict (repeatable).")] = None,
+    older_than: Annotated[str | None, typer.Option(help="Shops last crawled longer ago, as 90m, 24h or 7d.")] = None,
+    source: Annotated[str | None, typer.Option(help="Only this source; default: any, and tmapi for new shops.")] = None,
+    follow: Follow = True,
+    json: Json = False,
+    quiet: Quiet = False,
+    workers: Workers = None,
+    concurrency: Concurrency = None,
+) -> None:
+    """Crawl shops again, ahead of all other work; asking twice while one is pending does not double it."""
+    settings = _settings(workers=workers, concurrency=concurrency)
+    verdicts = [*(verdict or []), *(["failed"] if failed else [])]
+    unknown = set(verdicts) - {"complete", "drifted", "partial", "failed"}
+    if unknown:
+        raise UsageError(f"unknown verdict {min(unknown)!r}; verdicts: complete, drifted, partial, failed")
+    if not (shops or all_shops or verdicts or older_than):
+        raise UsageError("say which shops: keys, --all, --failed, --verdict or --older-than")
+    age = parse_duration(older_than) if older_than else None
+    chosen = [shop_request(key, source or DEFAULT_SOURCE, {}, settings) for key in dict.fromkeys(shops or [])]
+    _require_credentials(settings, {source or DEFAULT_SOURCE})
+
+    async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
+        requests = await _select(connection, clock, source, chosen, verdicts or None, age)
+        return await submit_recrawl(connection, requests, now=clock.now())
+
+    _crawl(settings, submit, follow=follow, json=json, quiet=quiet)
+
+
+async def _select(
+    connection: AsyncConnection,
+    clock: Clock,
+    source: str | None,
+    chosen: Sequence[ShopRequest],
+    verdicts: Sequence[str] | None,
+    age: timedelta | None,
+) -> list[ShopRequest]:
+    """Known shops that fit the filters, with their latest options; a shop named but never crawled is taken as new."""
+    keys = [request.key for request in chosen] or None
+    known = await known_shops(connection, now=clock.now(), source=source, keys=keys, verdicts=verdicts, older_than=age)
+    if verdicts is None and age is None:
+        seen = {(request.source, request.key) for request in known}
+        known += [request for request in chosen if (request.source, request.key) not in seen]
+    if not known:
+        raise UsageError("no shop fits: `shopcrawl status` shows what has been crawled")
+    return known
+
+
+@app.command()
+def resume(json: Json = False, quiet: Quiet = False, workers: Workers = None, concurrency: Concurrency = None) -> None:
+    """Use parked credentials again and continue every crawl that has not ended."""
+    settings = _settings(workers=workers, concurrency=concurrency)
+    statuses = run.run_until_signalled(run.resume(settings, _progress(quiet), quiet=quiet))
+    for status in statuses:
+        _show(status, settings, json=json)
+    raise typer.Exit(max((exit_code(status) for status in statuses), default=0))
+
+
+@app.command()
+def status(
+    crawl_id: Annotated[
+        int | None, typer.Argument(metavar="[CRAWL]", help="A crawl's number; default: the newest.")
+    ] = None,
+    json: Json = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing it until it ends.")] = False,
+) -> None:
+    """Show how a crawl stands."""
+    settings = _settings()
+    found = run.run_until_signalled(run.show_status(settings, Console(), crawl_id, watch_it=watch, quiet=json))
+    if json:
+        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+
+
+@app.command()
+def crawls() -> None:
+    """List the newest crawls."""
+    run.run_until_signalled(run.list_crawls(_settings(), Console()))
+
+
+@app.command()
+def producer() -> None:
+    """Run the producer: plans, dispatches and settles; several may run on one PostgreSQL."""
+    settings = _settings()
+    commands.refuse_root(settings)
+    configure_logging(settings)
+    run.run_until_signalled(run.produce(settings))
+
+
+@app.command()
+def up(workers: Workers = None, concurrency: Concurrency = None) -> None:
+    """Run everything on this machine until stopped: Redis unless one is configured, workers and the producer."""
+    settings = _settings(workers=workers, concurrency=concurrency)
+    configure_logging(settings)
+    run.run_until_signalled(run.serve(settings, Console(stderr=True)))
+
+
+def _crawl(settings: Settings, submit: run.Submit, *, follow: bool, json: bool, quiet: bool) -> None:
+    console = _progress(quiet)
+    result = run.run_until_signalled(run.crawl(settings, submit, console, follow=follow, quiet=quiet))
+    if isinstance(result, CrawlStatus):
+        _show(result, settings, json=json)
+        raise typer.Exit(exit_code(result))
+    if json:
+        sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+    elif not quiet and settings.redis_url is None and result.shops:
+        console.print("nothing works on it yet: `shopcrawl up` or `shopcrawl resume` does")
+
+
+def _show(status: CrawlStatus, settings: Settings, *, json: bool) -> None:
+    if json:
+        sys.stdout.write(msgspec.json.encode(status).decode() + "\n")
+    else:
+        run.run_until_signalled(run.show_summary(settings, Console(), status))
+
+
+def _progress(quiet: bool) -> Console:
+    return Console(stderr=True, quiet=quiet)
+
+
+def _settings(**overrides: Any) -> Settings:
+    settings = load_settings(**overrides)
+    configure_logging(settings)
+    return settings
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _require_credentials(settings: Settings, sources: set[str]) -> None:
+    for name in sorted(sources):
+        if not source_named(name).credentials(settings):
+            raise UsageError(source_named(name).credential_help())
+
+
+def main() -> None:
+    """The console script: one clear line for every error, a traceback only with --debug."""
+    debug = "--debug" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+        raise SystemExit(code if isinstance(code, int) else 0)
+    except ShopcrawlError as error:
+        _complain(str(error), error.exit_code, debug)
+    except typer.Exit as leave:
+        raise SystemExit(leave.exit_code) from None
+    except KeyboardInterrupt:
+        _complain("interrupted; nothing is lost: the same command or `shopcrawl resume` continues", INTERRUPTED, debug)
+    except BrokenPipeError:
+        raise SystemExit(0) from None
+    except Exception as error:
+        usage = getattr(error, "format_message", None)
+        message = usage() if usage is not None else f"unexpected {type(error).__name__}: {error}; --debug shows where"
+        _complain(message, 2 if usage is not None else 1, debug)
+
+
+def _complain(message: str, code: int, debug: bool) -> None:
+    if debug:
+        import traceback  # noqa: PLC0415 (only for whoever asks)
+
+        traceback.print_exc()
+    line = " ".join(redact(message, _secrets()).split())
+    sys.stderr.write(f"shopcrawl: {line}\n")
+    raise SystemExit(code)
+
+
+def _secrets() -> tuple[str, ...]:
+    try:
+        return load_settings().secrets
+    except ShopcrawlError:
+        return ()

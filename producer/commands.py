@@ -1,0 +1,152 @@
+"""The smaller commands: database, archive, export, doctor, and the processes that are started for the user."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Literal, NoReturn
+
+import sqlalchemy as sa
+import typer
+from rich.console import Console
+
+from models.broker import redis_url
+from models.database import create_engine, upgrade
+from models.errors import UsageError
+from models.logs import configure_logging
+from models.settings import Settings, load_settings
+from models.tables import page_body
+from producer import run
+from producer.console.checks import print_checks
+from producer.doctor import run_checks
+from producer.durations import parse_duration
+from producer.local import PACKAGE_ROOT, celery_command, environment
+
+PRUNE_BATCH = 5_000
+
+database = typer.Typer(no_args_is_help=True, help="The database's schema.")
+archive = typer.Typer(no_args_is_help=True, help="The archive of page bodies.")
+export = typer.Typer(no_args_is_help=True, help="Stored rows as files.")
+
+
+@database.command("upgrade")
+def upgrade_database() -> None:
+    """Create the tables, or bring them to the newest version."""
+    settings = load_settings()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    version = run.run_until_signalled(_upgrade(settings))
+    sys.stdout.write(f"the database has schema version {version}\n")
+
+
+async def _upgrade(settings: Settings) -> str:
+    engine = create_engine(settings.database)
+    try:
+        return await upgrade(engine)
+    finally:
+        await engine.dispose()
+
+
+@archive.command("prune")
+def prune(older_than: Annotated[str, typer.Option(help="Age of the bodies to drop, as 24h or 30d.")]) -> None:
+    """Drop archived page bodies older than an age; items and the ledger stay."""
+    dropped = run.run_until_signalled(_prune(load_settings(), older_than))
+    sys.stdout.write(f"{dropped} page bodies dropped\n")
+
+
+async def _prune(settings: Settings, older_than: str) -> int:
+    """Delete in batches, so that a crawl that is running never waits long for a lock."""
+    age, dropped = parse_duration(older_than), 0
+    async with run.database(settings) as (engine, clock):
+        oldest = sa.select(page_body.c.page_id).where(page_body.c.fetched_at < clock.now() - age).limit(PRUNE_BATCH)
+        while True:
+            async with engine.begin() as connection:
+                count = (await connection.execute(sa.delete(page_body).where(page_body.c.page_id.in_(oldest)))).rowcount
+            dropped += count
+            if count < PRUNE_BATCH:
+                return dropped
+
+
+@export.command("items")
+def items(
+    format: Annotated[Literal["jsonl", "csv", "parquet"], typer.Option(help="File format.")] = "jsonl",
+    output: Annotated[str, typer.Option("--output", "-o", help="File; - is standard output.")] = "-",
+    shop: Annotated[list[str] | None, typer.Option(help="Only this shop (repeatable).")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Only items seen at or after this time (UTC).")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns, comma-separated; default: all.")] = None,
+) -> None:
+    """Write one row per item: money as decimal text, times in UTC, formulas in CSV made harmless."""
+    chosen = [name.strip() for name in columns.split(",")] if columns else None
+    rows = run.run_until_signalled(_export(load_settings(), format, output, shop, since, chosen))
+    if output != "-":
+        sys.stderr.write(f"{rows} items written to {output}\n")
+
+
+async def _export(
+    settings: Settings,
+    format: Literal["jsonl", "csv", "parquet"],
+    output: str,
+    shops: Sequence[str] | None,
+    since: datetime | None,
+    columns: Sequence[str] | None,
+) -> int:
+    from producer.export import export_items
+
+    async with run.database(settings) as (engine, _clock):
+        if output == "-":
+            return await export_items(
+                engine, sys.stdout.buffer, format=format, shops=shops, since=since, columns=columns
+            )
+        try:
+            stream = await asyncio.to_thread(open, output, "wb")
+        except OSError as error:
+            raise UsageError(f"{output}: {error.strerror}") from None
+        with stream:
+            return await export_items(engine, stream, format=format, shops=shops, since=since, columns=columns)
+
+
+def doctor() -> None:
+    """Check database, Redis, clock, token and address, one line each with the cure."""
+    checks = run.run_until_signalled(run_checks(load_settings()))
+    print_checks(Console(), checks)
+    raise typer.Exit(2 if any(check.ok is False for check in checks) else 0)
+
+
+def worker(context: typer.Context) -> None:
+    """Run one worker process; what follows is passed on to `celery worker`."""
+    settings = load_settings()
+    refuse_root(settings)
+    redis_url(settings)
+    become([*celery_command("worker", settings.log_level), *context.args], environment(settings))
+
+
+def flower() -> None:
+    """Run Flower, the Celery monitor; off loopback it needs a user and a password."""
+    settings = load_settings()
+    refuse_root(settings)
+    redis_url(settings)
+    from producer.flower import flower_command
+
+    command, variables = flower_command(settings)
+    become(command, {**environment(settings), **variables})
+
+
+def demo() -> None:
+    """Crawl 1,000 simulated shops with faults injected, and check the result against the simulator's truth."""
+    from producer.demo import run_demo  # noqa: PLC0415 (needs the simulator, which only a checkout has)
+
+    configure_logging(load_settings())
+    raise typer.Exit(run_demo(Console(stderr=True)))
+
+
+def refuse_root(settings: Settings) -> None:
+    """Raise UsageError for a service that runs as root without need."""
+    if os.geteuid() == 0 and not settings.allow_root:
+        raise UsageError("refusing to run this service as root: use another user, or set SHOPCRAWL_ALLOW_ROOT=1")
+
+
+def become(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
+    """Replace this process by a command, started where no stray folder can shadow our packages."""
+    os.environ.update(variables)
+    os.chdir(PACKAGE_ROOT)
+    os.execv(command[0], list(command))  # noqa: S606 (our own interpreter)

@@ -1,0 +1,272 @@
+"""What the commands do: submit, host the servers of an embedded crawl, follow until the end."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+import sqlalchemy as sa
+from pydantic import SecretStr
+from redis.asyncio import Redis
+from rich.console import Console
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from models import credentials, fleet
+from models.broker import redis_url
+from models.crawls import Submission, unfinished_crawls
+from models.database import Clock, create_engine, is_postgresql, require_schema, unavailable, upgrade
+from models.errors import UsageError
+from models.settings import Settings
+from models.status import CrawlStatus, crawl_status, latest_crawl_id, recent_crawls, unhappy_shops, waiting
+from models.tables import page
+from producer.console import print_crawls, print_status, print_summary, shown_location, watch
+from producer.local import EmbeddedRedis, WorkerProcesses
+from producer.loop import Producer
+from producer.processes import FolderBusyError
+
+EMBEDDED_LOCK = 7468
+TAKE_OVER_SECONDS = 2.0
+UNHAPPY_SHOWN = 10
+CRAWLS_LISTED = 20
+
+T = TypeVar("T")
+
+Submit = Callable[[AsyncConnection, Clock], Awaitable[Submission]]
+
+
+@contextlib.asynccontextmanager
+async def database(settings: Settings, *, migrate: bool | None = None) -> AsyncIterator[tuple[AsyncEngine, Clock]]:
+    """The database, ready for use, and its clock. An embedded database is upgraded; a shared one must be up to date.
+
+    Raises UnavailableError with the cure.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(settings.database)
+    try:
+        if settings.redis_url is None if migrate is None else migrate:
+            await upgrade(engine)
+        else:
+            await require_schema(engine)
+        clock = Clock()
+        await clock.synchronise(engine)
+        yield engine, clock
+    finally:
+        await engine.dispose()
+
+
+@contextlib.asynccontextmanager
+async def hosted(settings: Settings, engine: AsyncEngine, clock: Clock) -> AsyncIterator[Settings]:
+    """Run a private Redis, workers and the producer around the body; yields the settings that point to that Redis.
+
+    Raises FolderBusyError if another process hosts this data folder.
+    """
+    with EmbeddedRedis(settings.data_dir) as redis:
+        inner = settings.model_copy(update={"redis_url": SecretStr(redis.redis_url)})
+        async with _alone(engine):
+            await _take_back(engine, inner)
+            jobs = (redis.watch(), Producer(inner, engine, clock).run())
+            async with WorkerProcesses(inner) as workers, _background(*jobs, workers.watch()):
+                yield inner
+
+
+@contextlib.asynccontextmanager
+async def _background(*jobs: Awaitable[None]) -> AsyncIterator[None]:
+    """Run jobs beside the body and cancel them after it; if one fails, so does the body."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_awaited(job)) for job in jobs]
+        yield
+        for task in tasks:
+            task.cancel()
+
+
+async def _awaited(job: Awaitable[None]) -> None:
+    await job
+
+
+@contextlib.asynccontextmanager
+async def _alone(engine: AsyncEngine) -> AsyncIterator[None]:
+    """Keep other machines from hosting their own Redis on the same PostgreSQL: they would send the same pages."""
+    if not is_postgresql(engine):
+        yield
+        return
+    async with engine.connect() as connection:
+        if not await connection.scalar(sa.select(sa.func.pg_try_advisory_lock(EMBEDDED_LOCK))):
+            raise UsageError(
+                "another machine hosts a crawl on this database: set SHOPCRAWL_REDIS_URL so that both share one"
+            )
+        await connection.commit()
+        yield
+
+
+async def _take_back(engine: AsyncEngine, settings: Settings) -> None:
+    """Nothing of an earlier host lives any more: what it had sent is due again at once."""
+    async with Redis.from_url(redis_url(settings)) as redis:
+        await fleet.forget_work(redis)
+    async with engine.begin() as connection:
+        await connection.execute(sa.update(page).where(page.c.state == "sent").values(state="ready"))
+
+
+async def crawl(
+    settings: Settings, submit: Submit, console: Console, *, follow: bool, quiet: bool
+) -> CrawlStatus | Submission:
+    """Submit a crawl and, unless told otherwise, see it through to its end."""
+    async with database(settings) as (engine, clock):
+        async with engine.begin() as connection:
+            submission = await submit(connection, clock)
+        if not quiet:
+            console.print(describe(submission))
+        if not follow or submission.crawl_id == 0:
+            return submission
+        return await see_through(settings, engine, clock, console, submission.crawl_id, quiet=quiet)
+
+
+def describe(submission: Submission) -> str:
+    """One line on what became of a request."""
+    if submission.shops == 0:
+        return f"all {submission.pending} shops are waiting for a re-crawl already (crawl {submission.crawl_id})"
+    verb = "continues" if submission.resumed else "started"
+    pending = f"; {submission.pending} more wait for a re-crawl already" if submission.pending else ""
+    return f"crawl {submission.crawl_id} {verb}: {submission.shops} shops{pending}"
+
+
+async def see_through(
+    settings: Settings, engine: AsyncEngine, clock: Clock, console: Console, crawl_id: int, *, quiet: bool
+) -> CrawlStatus:
+    """Follow a crawl to its end; in embedded mode host its servers, or wait for whoever hosts them now to let go."""
+    if settings.redis_url is not None:
+        return await _follow(settings, engine, clock, console, crawl_id, quiet=quiet)
+    while True:
+        try:
+            async with hosted(settings, engine, clock) as inner:
+                return await _follow(inner, engine, clock, console, crawl_id, quiet=quiet)
+        except FolderBusyError as busy:
+            if not quiet:
+                console.print(f"{busy}; it does this work too")
+        done = await _follow_other_host(settings, engine, clock, console, crawl_id, quiet=quiet)
+        if done is not None:
+            return done
+
+
+async def _follow(
+    settings: Settings, engine: AsyncEngine, clock: Clock, console: Console, crawl_id: int, *, quiet: bool
+) -> CrawlStatus:
+    async with Redis.from_url(redis_url(settings), socket_timeout=10) as redis:
+        return await watch(engine, redis, crawl_id, clock, console, until_finished=True, quiet=quiet)
+
+
+async def _follow_other_host(
+    settings: Settings, engine: AsyncEngine, clock: Clock, console: Console, crawl_id: int, *, quiet: bool
+) -> CrawlStatus | None:
+    """Follow while another process hosts the servers; None once it has gone."""
+    following = asyncio.create_task(watch(engine, None, crawl_id, clock, console, until_finished=True, quiet=quiet))
+    lock = EmbeddedRedis(settings.data_dir).lock
+    try:
+        while not following.done():
+            await asyncio.wait([following], timeout=TAKE_OVER_SECONDS)
+            if not following.done() and lock.is_free():
+                return None
+        return following.result()
+    finally:
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+
+
+async def resume(settings: Settings, console: Console, *, quiet: bool) -> list[CrawlStatus]:
+    """Use parked credentials again and see every unfinished crawl through."""
+    async with database(settings) as (engine, clock):
+        async with engine.begin() as connection:
+            lifted = await credentials.unpark(connection)
+            unfinished = await unfinished_crawls(connection)
+        if not quiet:
+            console.print(f"{lifted} credentials are used again, {len(unfinished)} crawls go on")
+        return [await see_through(settings, engine, clock, console, crawl_id, quiet=quiet) for crawl_id in unfinished]
+
+
+async def serve(settings: Settings, console: Console) -> None:
+    """Host Redis, workers and the producer (those that the settings do not place elsewhere) until stopped."""
+    async with database(settings) as (engine, clock):
+        if settings.redis_url is None:
+            async with hosted(settings, engine, clock):
+                console.print(f"up: {settings.workers} workers, data in {settings.data_dir}; stop with Ctrl-C")
+                await asyncio.Event().wait()
+        async with WorkerProcesses(settings) as workers, _background(workers.watch()):
+            await Producer(settings, engine, clock).run()
+
+
+async def produce(settings: Settings) -> None:
+    """Run the producer alone until stopped."""
+    async with database(settings, migrate=False) as (engine, clock):
+        await Producer(settings, engine, clock).run()
+
+
+def run_until_signalled(main: Awaitable[T]) -> T:
+    """Run a coroutine; SIGTERM ends it as orderly as Ctrl-C does. Raises KeyboardInterrupt when interrupted."""
+
+    async def guarded() -> T:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (we are inside it)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        try:
+            return await main
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
+
+    try:
+        return asyncio.run(guarded())
+    except BaseExceptionGroup as group:
+        raise _innermost(group) from None
+    except (sa.exc.SQLAlchemyError, OSError) as error:
+        raise unavailable(error) from error
+
+
+def _innermost(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first real error in a group that a task group made of it."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def show_summary(settings: Settings, console: Console, status: CrawlStatus, closing: str = "") -> None:
+    """Print how a crawl ended."""
+    async with database(settings) as (engine, _clock), engine.connect() as connection:
+        unhappy = await unhappy_shops(connection, status.crawl, UNHAPPY_SHOWN)
+    print_summary(console, status, unhappy, database=shown_location(settings.database), closing=closing)
+
+
+async def show_status(
+    settings: Settings, console: Console, crawl_id: int | None, *, watch_it: bool, quiet: bool
+) -> CrawlStatus:
+    """Read a crawl's status, follow it if asked to, and print it unless `quiet`."""
+    async with database(settings) as (engine, clock):
+        async with engine.connect() as connection:
+            chosen = crawl_id if crawl_id is not None else await latest_crawl_id(connection)
+            if chosen is None:
+                raise UsageError("nothing has been crawled yet: `shopcrawl crawl shops.csv` starts")
+        if watch_it:
+            await _watch_anywhere(settings, engine, clock, chosen)
+        async with engine.connect() as connection:
+            status = await crawl_status(connection, chosen, now=clock.now())
+            unhappy = await unhappy_shops(connection, chosen, UNHAPPY_SHOWN)
+            parked = await waiting(connection, chosen)
+    if not quiet:
+        print_status(console, status, unhappy, parked, database=shown_location(settings.database))
+    return status
+
+
+async def _watch_anywhere(settings: Settings, engine: AsyncEngine, clock: Clock, crawl_id: int) -> None:
+    """Watch a crawl; the fleet's limits are shown where its Redis is known."""
+    errors = Console(stderr=True)
+    if settings.redis_url is None:
+        await watch(engine, None, crawl_id, clock, errors)
+        return
+    async with Redis.from_url(redis_url(settings), socket_timeout=10) as redis:
+        await watch(engine, redis, crawl_id, clock, errors)
+
+
+async def list_crawls(settings: Settings, console: Console) -> None:
+    """Print the newest crawls, a line each."""
+    async with database(settings) as (engine, clock), engine.connect() as connection:
+        print_crawls(console, await recent_crawls(connection, CRAWLS_LISTED), now=clock.now())

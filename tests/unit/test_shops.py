@@ -1,0 +1,103 @@
+"""The shops file: what is understood, and the one clear line for everything that is not."""
+
+import io
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.errors import UsageError
+from models.settings import load_settings
+from producer.durations import parse_duration
+from producer.shops import read_shops
+
+SETTINGS = load_settings(tmapi_tokens="t")
+
+
+def read(tmp_path: Path, content: str | bytes, **options: str) -> list[tuple[str, str, object]]:
+    path = tmp_path / "shops.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return [(s.source, s.key, s.options["sort"]) for s in read_shops(str(path), "tmapi", options, SETTINGS)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["jane727\nb2b-22aa\n", "shop\njane727\nb2b-22aa\n", "\ufeffshop\r\njane727\r\n\r\nb2b-22aa", '"jane727"\n"b2b-22aa"\n',
+     "shop,source\njane727,tmapi\nb2b-22aa,\n", "SHOP, sort\njane727,\n b2b-22aa ,\n"],
+)  # fmt: skip
+def test_one_shop_per_line_or_a_csv_with_a_header_mean_the_same(tmp_path: Path, content: str) -> None:
+    assert read(tmp_path, content) == [("tmapi", "jane727", "time_up"), ("tmapi", "b2b-22aa", "time_up")]
+
+
+def test_a_rows_own_option_wins_over_the_one_for_all(tmp_path: Path) -> None:
+    found = read(tmp_path, "shop,sort\na1,sales\nb2,\n", sort="time_down")
+    assert found == [("tmapi", "a1", "sales"), ("tmapi", "b2", "time_down")]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "no shops in it"),
+        ("\n \n", "no shops in it"),
+        ("shop\n", "no shops in it"),
+        ("name,city\na,b\n", "bad header"),
+        ("shop,shop\na,b\n", "bad header"),
+        ("shop,,\na,b,c\n", "bad header"),
+        ("shop,colour\na1,red\n", "colour"),
+        ("a1\nb2\na1\n", "line 3: shop 'a1' stands in line 1 already"),
+        ("shop,source\na1,nosuch\n", "line 2: unknown source 'nosuch'"),
+        ("shop\n'; DROP TABLE item;--\n", "line 2"),
+        ('"two\nlines"\n', "line 2"),
+        ("nul\x00byte\n", "line 1"),
+        ("x" * 10_000 + "\n", "line 1"),
+        ("x" * 20_000 + "\n", "line 1"),
+        ("shop\na1,b2\n", "2 cells, but the header has 1 columns"),
+        ("shop,page_size\na1,many\n", "page_size"),
+        ('"open\n', "unexpected end of data"),
+        (b"\xff\xfe\n", "not UTF-8"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_that_says_where(tmp_path: Path, content: str | bytes, complaint: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        read(tmp_path, content)
+    assert complaint in str(refused.value)
+    assert str(refused.value).count("\n") == 0
+    assert len(str(refused.value)) < 400
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere\.csv: No such file"):
+        read_shops(str(tmp_path / "nowhere.csv"), "tmapi", {}, SETTINGS)
+
+
+def test_a_dash_reads_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"a1\n")))
+    assert [shop.key for shop in read_shops("-", "tmapi", {}, SETTINGS)] == ["a1"]
+
+
+@given(content=st.binary(max_size=300))
+def test_no_file_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "shops.csv"
+    path.write_bytes(content)
+    try:
+        shops = read_shops(str(path), "tmapi", {}, SETTINGS)
+    except UsageError as refused:
+        assert "\n" not in str(refused)
+    else:
+        assert len({shop.key for shop in shops}) == len(shops)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90m", 5400), ("24h", 86400), ("7d", 604800), ("30s", 30), ("2w", 1209600)]
+)
+def test_durations_are_read(text: str, seconds: int) -> None:
+    assert parse_duration(text).total_seconds() == seconds
+
+
+@pytest.mark.parametrize("text", ["", "24", "h", "-1h", "1.5h", "9999999d", "1y"])
+def test_other_durations_are_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no duration"):
+        parse_duration(text)
