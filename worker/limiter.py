@@ -45,6 +45,7 @@ class Pool:
         self._alarm: asyncio.TimerHandle | None = None
         self._slot_alarm: asyncio.TimerHandle | None = None
         self._clock_gap = 0.0
+        self._leaving = False
         self.calls = 0
         self.task = asyncio.create_task(self._run(), name=f"limiter:{source}")
 
@@ -125,7 +126,7 @@ class Pool:
         self._woken.set()
 
     async def _run(self) -> None:
-        while True:
+        while not self._leaving:
             while self._loop.time() < self._due:
                 self._woken.clear()
                 await self._woken.wait()
@@ -245,9 +246,10 @@ class Pool:
 
     async def leave(self) -> None:
         """Stop calling, free the share for the others and hand over what they have not been told."""
-        self.task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self.task
+        self._leaving = True
+        while not self.task.done():  # a Redis call may swallow a cancellation (wait_for before Python 3.12)
+            self.task.cancel()
+            await asyncio.wait([self.task], timeout=0.1)
         call, _ = self._compose(leaving=True)
         for alarm in (self._alarm, self._slot_alarm):
             if alarm:

@@ -57,13 +57,13 @@ async def test_a_gate_is_found_used_and_rarely_hit_even_when_it_moves(redis_url:
         limiters = [Limiter(redis, process=name) for name in ("a", "b")]
         for limiter in limiters:
             await limiter.start()
-        for width, good in ((20, 1200), (40, 4000), (10, 4400)):
+        for width, good in ((20, 900), (40, 2400), (10, 2600)):
             gate.width = width
             before = gate.good + gate.refused, gate.refused
             await asyncio.gather(*(fetch_until(each, gate, pages, good) for each in limiters for _ in range(100)))
             calls, refused = gate.good + gate.refused - before[0], gate.refused - before[1]
             if width == 20:
-                assert refused <= 0.03 * calls
+                assert refused <= 0.04 * calls
         round_trips = sum(limiter.calls for limiter in limiters)
         await asyncio.gather(*(limiter.stop() for limiter in limiters))
     assert gate.refused <= 0.05 * gate.good
