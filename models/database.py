@@ -35,7 +35,7 @@ def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
     server = {"jit": "off", "application_name": "shopcrawl", "timezone": "UTC"}
     arguments = {"server_settings": server, "timeout": 10}
     return create_async_engine(
-        url, pool_size=pool_size, max_overflow=0, pool_pre_ping=True, connect_args=arguments, **common
+        url, pool_size=pool_size, max_overflow=0, connect_args=arguments, **common
     )
 
 

@@ -24,7 +24,7 @@ from producer.enqueue import Sender
 from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
 from producer.settle import review
 
-BUSY_PAUSE = 0.05
+BUSY_PAUSE = 0.1
 IDLE_PAUSE = 0.5
 RECONCILE_SECONDS = 4.0
 LONGEST_OUTAGE_PAUSE = 5.0

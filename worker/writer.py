@@ -8,12 +8,15 @@ from dataclasses import dataclass
 
 import msgspec
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.database import is_postgresql, unavailable
 from models.ledger import PageResult, store_results
 
-LARGEST_BATCH = 64
+LARGEST_BATCH = 128
+# A transaction costs as much CPU as the storing of ten pages: filling it is worth a pause that no page notices.
+LINGER = 0.04
 LONGEST_PAUSE = 5.0
 # asyncpg reports a deadlock or a lost serialisation race as a plain DBAPIError with one of these states: try again.
 RETRYABLE_STATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300", "53100", "53200", "25006"})
@@ -37,6 +40,8 @@ class Writer:
         self._batch = batch
         self._queue: deque[Waiting] = deque()
         self._wake = asyncio.Event()
+        self._stopping = False
+        self._gathering = asyncio.Lock()  # two lanes would halve each other's batches
         # PostgreSQL commits two batches side by side; SQLite has one writer anyway.
         self._lanes = 2 if is_postgresql(engine) else 1
         self._tasks: list[asyncio.Task[None]] = []
@@ -53,21 +58,29 @@ class Writer:
         return await asyncio.shield(waiting.stored)
 
     async def stop(self) -> None:
-        """Stop once everything handed in is written."""
-        while self._queue:
-            await asyncio.sleep(0.01)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """Stop once everything handed in is written: the answers are paid for."""
+        self._stopping = True
+        self._wake.set()
+        await asyncio.gather(*self._tasks)
 
     async def _run(self) -> None:
         while True:
-            while not self._queue:
-                self._wake.clear()
-                await self._wake.wait()
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
-            # A cancelled writer finishes the batch it holds: the answers in it are paid for.
-            await asyncio.shield(self._write(batch))
+            async with self._gathering:
+                batch = await self._gather()
+            if not batch:
+                return
+            await self._write(batch)
+
+    async def _gather(self) -> list[Waiting]:
+        """The next batch, given a moment to fill; empty once all is written and the writer stops."""
+        while not self._queue:
+            if self._stopping:
+                return []
+            self._wake.clear()
+            await self._wake.wait()
+        if len(self._queue) < self._batch and not self._stopping:
+            await asyncio.sleep(LINGER)
+        return [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
 
     async def _write(self, batch: Sequence[Waiting]) -> None:
         """Write a batch, again and again while the database is away; split it when something in it is at fault."""
@@ -87,9 +100,8 @@ class Writer:
             except Exception as error:  # a bug in a row's making must fail its page, not stall the worker
                 await self._isolate(batch, error)
                 return
-        for waiting in batch:
-            if not waiting.stored.done():
-                waiting.stored.set_result(waiting.result.task.page_id in accepted)
+        for waiting, was_accepted in zip(batch, accepted, strict=True):
+            waiting.stored.set_result(was_accepted)
 
     async def _isolate(self, batch: Sequence[Waiting], error: BaseException) -> None:
         if len(batch) > 1:
@@ -108,8 +120,10 @@ class Writer:
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether trying again later can help: the database is away, full, locked or lost a race, and no row is at fault."""
-    if isinstance(error, OperationalError | InterfaceError | OSError | TimeoutError):
+    """Whether trying again later can help: the database is away, full, locked or lost a race; no row is at fault."""
+    if isinstance(error, InterfaceError) and isinstance(getattr(error.orig, "__cause__", None), ValueError):
+        return False  # asyncpg's word for a value that is not of its column's type
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError | OSError | TimeoutError):
         return True
     if isinstance(error, DBAPIError):
         state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
