@@ -23,7 +23,7 @@ class PageFact:
     rows: int = 0
     total: int | None = None
     page_size: int | None = None
-    keys: str | None = None
+    keys: bytes | None = None
     reason: str | None = None
     new_items: int = 0
     changed_items: int = 0
@@ -84,7 +84,7 @@ def absorb(progress: Progress, facts: Sequence[PageFact], known: Mapping[int, Pa
 
 
 def _absorb_lost(progress: Progress, fact: PageFact) -> Progress:
-    refusal = fact.reason if fact.state == "refused" else None
+    refusal = (fact.reason or "refused") if fact.state == "refused" else None
     return replace(
         progress,
         pages_dead=progress.pages_dead + 1,
@@ -114,7 +114,7 @@ def full_page(first: PageFact, asked: int) -> int | None:
     """Rows that a full page has, going by page 1: what was returned counts, not what was `asked` for."""
     if first.rows == 0:
         return None
-    if first.total is None or first.total > first.rows:
+    if first.total != first.rows:  # more is to come, or the total is wrong: then it proves nothing about the end
         return first.rows
     return max(first.rows, first.page_size or asked)
 
@@ -190,18 +190,24 @@ class Verdict:
 
 
 def judge(progress: Progress, distinct: int, lost: Sequence[PageFact]) -> Verdict:
-    """The verdict on a shop whose pages have all come to an end; `distinct` items were seen, `lost` pages were not had."""
+    """The verdict on a shop whose pages have all ended; `distinct` items were seen, `lost` pages were not had."""
+    if progress.last_page is not None:  # nothing is missing behind the end, though a call there may have failed
+        lost = [fact for fact in lost if fact.number <= progress.last_page]
     if progress.refusal is not None:
         return Verdict("failed", progress.refusal)
     if progress.pages_done == 0:
-        return Verdict(
-            "failed", f"no page could be had; page {lost[0].number}: {lost[0].reason}" if lost else "no page was had"
-        )
+        first_lost = f"; page {lost[0].number}: {lost[0].reason}" if lost else ""
+        return Verdict("failed", f"no page could be had{first_lost}")
     if lost:
         shown = "; ".join(f"page {fact.number}: {fact.reason}" for fact in lost[:3])
         return Verdict("partial", f"{len(lost)} of {progress.pages_done + len(lost)} pages could not be had: {shown}")
     if progress.last_page is None:
         return Verdict("partial", f"stopped at the limit of {progress.max_pages} pages before the data ended")
+    return _judge_count(progress, distinct)
+
+
+def _judge_count(progress: Progress, distinct: int) -> Verdict:
+    """The verdict on a shop that was read to its end: does the number of items agree with the API's own total?"""
     total = progress.total_last
     if total is None:
         if distinct == 0:
@@ -212,6 +218,6 @@ def judge(progress: Progress, distinct: int, lost: Sequence[PageFact]) -> Verdic
     gap = f"{distinct} of {total} items, {progress.end_reason}"
     first = total if progress.total_first is None else progress.total_first
     movement = abs(total - first) + max(1, int(total * TOLERANCE))
-    if 0 < distinct and total - distinct <= movement < total:
+    if distinct > 0 and total - distinct <= movement < total:
         return Verdict("drifted", f"{gap}; the total went from {first} to {total}")
     return Verdict("partial", gap)
