@@ -7,12 +7,13 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.database import is_postgresql
 
 Row = Mapping[str, Any]
-_PG = postgresql.dialect()
+_PG: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
 
 
 def sqlite_time(value: datetime) -> str:
@@ -33,31 +34,47 @@ def recordset(connection: AsyncConnection, columns: Sequence[sa.Column[Any]]) ->
     if is_postgresql(connection):
         fields = ", ".join(f'"{c.name}" {c.type.compile(dialect=_PG)}' for c in columns)
         return f"json_to_recordset(CAST(:rows AS json)) AS r({fields})"
-    fields = ", ".join(f"json_extract(value, '$.{c.name}') AS \"{c.name}\"" for c in columns)
+    fields = ", ".join(f'{_extract(c)} AS "{c.name}"' for c in columns)
     return f"(SELECT {fields} FROM json_each(:rows)) AS r"
+
+
+def _extract(column: sa.Column[Any]) -> str:
+    value = f"json_extract(value, '$.{column.name}')"
+    return f"CAST({value} AS BLOB)" if isinstance(column.type, sa.LargeBinary) else value
 
 
 async def insert_rows(
     connection: AsyncConnection, table: sa.Table, rows: Sequence[Row], *, conflict: str = "", returning: str = ""
 ) -> Sequence[sa.Row[Any]]:
-    """Insert rows that all have the first row's columns; `conflict` is an ON CONFLICT clause, `returning` a column list."""
+    """Insert rows that all have the first row's columns; `conflict` is ON CONFLICT …, `returning` column names."""
     if not rows:
         return []
     columns = [table.c[name] for name in rows[0]]
     names = ", ".join(f'"{c.name}"' for c in columns)
     tail = f" RETURNING {returning}" if returning else ""
     # WHERE true: SQLite cannot otherwise tell ON CONFLICT from a join's ON.
-    statement = f'INSERT INTO "{table.name}" ({names}) SELECT {names} FROM {recordset(connection, columns)} WHERE true {conflict}{tail}'
+    source = f"SELECT {names} FROM {recordset(connection, columns)} WHERE true"
+    statement = f'INSERT INTO "{table.name}" ({names}) {source} {conflict}{tail}'
     result = await connection.execute(sa.text(statement), {"rows": as_json(connection, rows)})
     return result.all() if returning else []
 
 
 async def query_rows(
-    connection: AsyncConnection, sql: str, columns: Sequence[sa.Column[Any]], rows: Sequence[Row], **parameters: Any
+    connection: AsyncConnection,
+    sql: str,
+    columns: Sequence[sa.Column[Any]],
+    rows: Sequence[Row],
+    *,
+    returning: Sequence[sa.Column[Any]] = (),
+    **parameters: Any,
 ) -> Sequence[sa.Row[Any]]:
-    """Run `sql`, in which `{r}` stands for the record set `r` of the rows, and return what it returns."""
+    """Run `sql`, in which `{r}` stands for the record set `r` of the rows, and return what it returns.
+
+    `returning` names the result's columns where their values have to be read as Python's types.
+    """
     if not rows:
         return []
-    statement = sa.text(sql.format(r=recordset(connection, columns)))
+    text = sa.text(sql.format(r=recordset(connection, columns)))
+    statement = text.columns(*returning) if returning else text
     result = await connection.execute(statement, {"rows": as_json(connection, rows), **parameters})
     return result.all() if result.returns_rows else []

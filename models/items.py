@@ -1,8 +1,8 @@
 """Items in the store: what changed is decided purely, then written in bulk."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
@@ -45,13 +45,15 @@ class Diff:
 
 
 def content_hash(item: Item) -> int:
-    """A signed 64-bit digest of the tracked fields; equal numbers of another scale ("3.9", "3.90") count as equal."""
+    """A signed 64-bit digest of the tracked fields; equal numbers ("3.9", "3.90") and moments count as equal."""
     values = [_plain(getattr(item, field)) for field in TRACKED]
     return int.from_bytes(blake2b(msgspec.json.encode(values), digest_size=8).digest(), "big", signed=True)
 
 
 def _plain(value: Any) -> Any:
-    return format(value.normalize(), "f") if isinstance(value, Decimal) else value
+    if isinstance(value, Decimal):
+        return format(value.normalize(), "f")
+    return value.astimezone(UTC) if isinstance(value, datetime) else value
 
 
 def diff(stored: Mapping[ItemKey, int], sightings: Iterable[Sighting]) -> Diff:
@@ -73,11 +75,40 @@ def diff(stored: Mapping[ItemKey, int], sightings: Iterable[Sighting]) -> Diff:
     return result
 
 
+async def changes(connection: AsyncConnection, sightings: Sequence[Sighting]) -> Diff:
+    """What sightings mean against the store; a field that the source did not send counts as it is stored."""
+    stored = await stored_hashes(connection, {sighting.key for sighting in sightings})
+    found = diff(stored, sightings)
+    silent = [s for s in found.changed if any(getattr(s.item, field) is None for field in TRACKED)]
+    if not silent:
+        return found
+    known = await _stored_values(connection, [sighting.key for sighting in silent])
+    completed = [_completed(sighting, known.get(sighting.key, {})) for sighting in found.changed]
+    return diff(stored, [*found.new, *completed, *found.unchanged])
+
+
+def _completed(sighting: Sighting, stored: Mapping[str, Any]) -> Sighting:
+    absent = {name: value for name, value in stored.items() if getattr(sighting.item, name) is None}
+    return replace(sighting, item=msgspec.structs.replace(sighting.item, **absent)) if absent else sighting
+
+
+async def _stored_values(connection: AsyncConnection, keys: Iterable[ItemKey]) -> dict[ItemKey, dict[str, Any]]:
+    """The tracked fields of stored items."""
+    t = item_table.c
+    columns = [t.shop_id, t.item_id, *(t[name] for name in TRACKED)]
+    names = ", ".join(f'i."{column.name}"' for column in columns)
+    sql = f"SELECT {names} FROM {{r}} JOIN item i ON i.shop_id = r.shop_id AND i.item_id = r.item_id"
+    rows = [{"shop_id": shop_id, "item_id": item_id} for shop_id, item_id in keys]
+    found = await query_rows(connection, sql, columns[:2], rows, returning=columns)
+    return {(row.shop_id, row.item_id): {name: row._mapping[name] for name in TRACKED} for row in found}
+
+
 async def stored_hashes(connection: AsyncConnection, keys: Iterable[ItemKey]) -> dict[ItemKey, int]:
     """The content hashes of the items that are stored already."""
     t = item_table.c
     rows = [{"shop_id": shop_id, "item_id": item_id} for shop_id, item_id in keys]
-    sql = "SELECT i.shop_id, i.item_id, i.content_hash FROM {r} JOIN item i ON i.shop_id = r.shop_id AND i.item_id = r.item_id"
+    sql = "SELECT i.shop_id, i.item_id, i.content_hash FROM {r} JOIN item i"
+    sql += " ON i.shop_id = r.shop_id AND i.item_id = r.item_id"
     found = await query_rows(connection, sql, [t.shop_id, t.item_id], rows)
     return {(row.shop_id, row.item_id): row.content_hash for row in found}
 
@@ -103,7 +134,8 @@ def _upsert_clause() -> str:
 
 
 UPSERT = _upsert_clause()
-TOUCHED = ("gmv_30d", "gmv_90d", "sold_30d", "sold_90d", "orders_30d", "rank_score", "last_seen", "shop_crawl_id")
+MOVING = tuple(field for field in FIELDS if field in UNTRACKED)
+TOUCHED = (*MOVING, "last_seen", "shop_crawl_id")
 TOUCH = (
     "UPDATE item SET "
     + ", ".join(f'"{name}" = COALESCE(r."{name}", item."{name}")' for name in TOUCHED)
@@ -112,7 +144,7 @@ TOUCH = (
 
 
 async def write(connection: AsyncConnection, change: Diff) -> None:
-    """Write a diff: new and changed items in full, unchanged ones only with their moving figures and last_seen."""
+    """Write a diff: new and changed items in full, unchanged ones only with their untracked fields and last_seen."""
     full = sorted([*change.new, *change.changed], key=lambda sighting: sighting.key)
     await insert_rows(connection, item_table, [_row(sighting) for sighting in full], conflict=UPSERT)
     columns = [item_table.c[name] for name in ("shop_id", "item_id", *TOUCHED)]
@@ -120,7 +152,7 @@ async def write(connection: AsyncConnection, change: Diff) -> None:
 
 
 def _touch_row(sighting: Sighting) -> dict[str, Any]:
-    row = {name: getattr(sighting.item, name) for name in TOUCHED if hasattr(sighting.item, name)}
+    row = {name: getattr(sighting.item, name) for name in MOVING}
     identity = {"shop_id": sighting.shop_id, "item_id": sighting.item.item_id}
     return identity | row | {"last_seen": sighting.seen_at, "shop_crawl_id": sighting.shop_crawl_id}
 

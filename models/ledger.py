@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.bulk import insert_rows, query_rows
-from models.items import Diff, Sighting, diff, sightings_of, stored_hashes, write
+from models.database import is_postgresql
+from models.items import Diff, Sighting, changes, sightings_of, write
 from models.messages import PageTask
 from models.source import FetchedPage
 from models.tables import call, page, page_body
@@ -54,15 +55,15 @@ class PageResult(msgspec.Struct, kw_only=True):
         return sightings_of(self.fetched.items, shop_id=task.shop_id, shop_crawl_id=task.shop_crawl_id, seen_at=self.at)
 
 
-def pack_keys(item_ids: Iterable[str]) -> str:
+def pack_keys(item_ids: Iterable[str]) -> bytes:
     """Base64 of one 64-bit digest for each item id, in order: small enough to keep with every page."""
     digests = b"".join(blake2b(item_id.encode(), digest_size=8).digest() for item_id in item_ids)
-    return b64encode(digests).decode()
+    return b64encode(digests)
 
 
-def unpack_keys(packed: str | None) -> list[int]:
+def unpack_keys(packed: bytes | None) -> list[int]:
     """The 64-bit digests that `pack_keys` packed, in order."""
-    return array("Q", b64decode(packed or "")).tolist()
+    return array("Q", b64decode(packed or b"")).tolist()
 
 
 _PAGE_COLUMNS = [
@@ -73,32 +74,50 @@ _PAGE_COLUMNS = [
     )
 ]  # fmt: skip
 # Only the newest sending of a page that is still out may be stored: a zombie finds its fence outdated.
+_CURRENT = (
+    "SELECT p.id, p.fence FROM {r} JOIN page p ON p.id = r.id AND p.fence = r.fence"
+    " WHERE p.state = 'sent' ORDER BY p.id"
+)
 _FINISH = (
     "UPDATE page SET "
     + ", ".join(f'"{c.name}" = r."{c.name}"' for c in _PAGE_COLUMNS if c.name not in {"id", "fence", "due_at"})
     + ", due_at = COALESCE(r.due_at, page.due_at)"
-    + " FROM {r} WHERE page.id = r.id AND page.fence = r.fence AND page.state = 'sent' RETURNING page.id"
+    + " FROM {r} WHERE page.id = r.id"
 )
 
 
-async def store_results(connection: AsyncConnection, results: Sequence[PageResult]) -> set[int]:
-    """Store results and their items inside the caller's transaction; returns the ids of the pages that were accepted.
+async def store_results(connection: AsyncConnection, results: Sequence[PageResult]) -> list[bool]:
+    """Store results and their items inside the caller's transaction; returns for each result whether it was accepted.
 
-    A page whose fence is outdated is not among them and nothing of it is stored, except that its calls are counted:
-    they were made and may be billed.
+    Of a page whose fence is outdated, and of a second result for one sending, nothing is stored, except that its
+    calls are counted: they were made and may be billed.
     """
-    sightings = [sighting for result in results for sighting in result.sightings]
-    change = diff(await stored_hashes(connection, {s.key for s in sightings}), sightings)
-    rows = _page_rows(results, change)
-    found = await query_rows(connection, _FINISH, _PAGE_COLUMNS, sorted(rows, key=lambda row: row["id"]))
-    accepted = {row.id for row in found}
-    if len(accepted) < len(results):
-        kept = [s for result in results if result.task.page_id in accepted for s in result.sightings]
-        change = diff(await stored_hashes(connection, {s.key for s in kept}), kept)
-    await write(connection, change)
+    current = await _lock_current(connection, results)
+    accepted, kept = [], []
+    for result in results:
+        sending = (result.task.page_id, result.task.fence)
+        accepted.append(sending in current)
+        if sending in current:
+            current.remove(sending)
+            kept.append(result)
+    await _store_accepted(connection, kept)
     await insert_rows(connection, call, [row for result in results for row in _call_rows(result)])
-    await _store_bodies(connection, [result for result in results if result.task.page_id in accepted and result.body])
     return accepted
+
+
+async def _lock_current(connection: AsyncConnection, results: Sequence[PageResult]) -> set[tuple[int, int]]:
+    """(page id, fence) of the sendings that may be stored, locked until the transaction ends."""
+    rows = [{"id": result.task.page_id, "fence": result.task.fence} for result in results]
+    sql = _CURRENT + (" FOR UPDATE OF p" if is_postgresql(connection) else "")
+    return {(row.id, row.fence) for row in await query_rows(connection, sql, [page.c.id, page.c.fence], rows)}
+
+
+async def _store_accepted(connection: AsyncConnection, results: Sequence[PageResult]) -> None:
+    sightings = [sighting for result in results for sighting in result.sightings]
+    change = await changes(connection, sightings)
+    await query_rows(connection, _FINISH, _PAGE_COLUMNS, _page_rows(results, change))
+    await write(connection, change)
+    await _store_bodies(connection, [result for result in results if result.body])
 
 
 def _page_rows(results: Sequence[PageResult], change: Diff) -> list[dict[str, Any]]:
@@ -127,7 +146,7 @@ def _page_row(result: PageResult, *, new_items: int, changed_items: int) -> dict
         "rows": len(fetched.items) if fetched else None,
         "total": fetched.total if fetched else None,
         "page_size": fetched.page_size if fetched else None,
-        "item_keys": pack_keys(item.item_id for item in fetched.items) if fetched else None,
+        "item_keys": pack_keys(item.item_id for item in fetched.items).decode() if fetched else None,
         "new_items": new_items,
         "changed_items": changed_items,
     }
