@@ -1,0 +1,75 @@
+"""The closing block: what a crawl brought, what it cost, where the data is and what to do next."""
+
+from collections.abc import Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from models.status import CrawlStatus, UnhappyShop
+from producer.console.figures import bars, figures, label_grid, unhappy_table
+from producer.console.text import number
+
+
+UNREADABLE = "the database of SHOPCRAWL_DATABASE_URL"
+
+
+def shown_location(url: str) -> str:
+    """A database URL as a person may read it: the file of SQLite, else the address without password and options."""
+    try:
+        full = make_url(url)
+    except (ArgumentError, ValueError):
+        return UNREADABLE
+    if url.count("@") > 1:  # a password with an @ of its own would be taken for a part of the host
+        return UNREADABLE
+    backend = full.get_backend_name()
+    if backend == "sqlite":
+        return full.database or "memory"
+    return URL.create(backend, full.username, None, full.host, full.port, full.database).render_as_string()
+
+
+def print_summary(
+    console: Console, status: CrawlStatus, unhappy: Sequence[UnhappyShop], *, database: str, closing: str = ""
+) -> None:
+    """Print the summary; `database` is its shown location, `unhappy` the first shops to name, `closing` a last line."""
+    parts: list[RenderableType] = [_headline(status), "", *bars(status), figures(status, database)]
+    if unhappy:
+        parts += ["", unhappy_table(status, unhappy)]
+    parts += ["", _next_steps(status)]
+    if closing:
+        parts += ["", Text(closing)]
+    console.print(Padding(Group(*parts), (1, 1)))
+
+
+def _headline(status: CrawlStatus) -> Text:
+    verdicts = status.verdicts
+    if not status.is_finished:
+        words = f"… Crawl {status.crawl} is not finished: {number(status.open_shops)} shops open, all work is kept"
+        return Text(words, "bold yellow")
+    lost = verdicts.partial + verdicts.failed
+    if lost:
+        words = f"▲ Crawl {status.crawl} finished: {number(lost)} of {number(status.shops)} shops incomplete"
+        return Text(words, "bold yellow")
+    drifted = " or drifted" if verdicts.drifted else ""
+    return Text(f"✔ Crawl {status.crawl} finished: all {number(status.shops)} shops complete{drifted}", "bold green")
+
+
+def _next_steps(status: CrawlStatus) -> Table:
+    """Commands that make sense now, each with what it does."""
+    steps = [("shopcrawl export items --format csv > items.csv", "all items, as CSV")]
+    if not status.is_finished:
+        steps.insert(0, ("shopcrawl resume", "go on where it stopped"))
+    if status.verdicts.partial:
+        steps.append(("shopcrawl recrawl --verdict partial", "retry partial shops"))
+    if status.verdicts.failed:
+        steps.append(("shopcrawl recrawl --failed", "retry failed shops"))
+    steps.append(("shopcrawl status", "these figures again"))
+    grid = label_grid()
+    grid.add_column(no_wrap=True)
+    grid.add_column(style="dim")
+    for index, (command, meaning) in enumerate(steps):
+        grid.add_row("" if index else "next", Text(command, "cyan"), meaning)
+    return grid
