@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from models import credentials, fleet
+from models.background import background
 from models.broker import redis_url
 from models.credentials import Parked
 from models.database import Clock, unavailable
@@ -52,10 +53,9 @@ class Producer:
     async def run(self) -> None:
         """Work until cancelled; an outage of the database or Redis only makes it wait."""
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._repeat(self._look_after, "reconcile"))
-                group.create_task(self._repeat(self._work, "dispatch"))
-                group.create_task(self._clock.keep(self._engine))
+            steps = (self._repeat(self._look_after, "reconcile"), self._repeat(self._work, "dispatch"))
+            async with background(*steps, self._clock.keep(self._engine)):
+                await asyncio.Event().wait()
         finally:
             await asyncio.to_thread(self._sender.close)
             await self._redis.aclose()

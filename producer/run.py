@@ -13,6 +13,7 @@ from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from models import credentials, fleet
+from models.background import background, stop_tasks
 from models.broker import redis_url
 from models.crawls import Submission, unfinished_crawls
 from models.database import Clock, create_engine, is_postgresql, require_schema, unavailable, upgrade
@@ -66,22 +67,8 @@ async def hosted(settings: Settings, engine: AsyncEngine, clock: Clock) -> Async
         async with _alone(engine):
             await _take_back(engine, inner)
             jobs = (redis.watch(), Producer(inner, engine, clock).run())
-            async with WorkerProcesses(inner) as workers, _background(*jobs, workers.watch()):
+            async with WorkerProcesses(inner) as workers, background(*jobs, workers.watch()):
                 yield inner
-
-
-@contextlib.asynccontextmanager
-async def _background(*jobs: Awaitable[None]) -> AsyncIterator[None]:
-    """Run jobs beside the body and cancel them after it; if one fails, so does the body."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_awaited(job)) for job in jobs]
-        yield
-        for task in tasks:
-            task.cancel()
-
-
-async def _awaited(job: Awaitable[None]) -> None:
-    await job
 
 
 @contextlib.asynccontextmanager
@@ -168,9 +155,7 @@ async def _follow_other_host(
                 return None
         return following.result()
     finally:
-        following.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await following
+        await stop_tasks([following])
 
 
 async def resume(settings: Settings, console: Console, *, quiet: bool) -> list[CrawlStatus]:
@@ -191,7 +176,7 @@ async def serve(settings: Settings, console: Console) -> None:
             async with hosted(settings, engine, clock):
                 console.print(f"up: {settings.workers} workers, data in {settings.data_dir}; stop with Ctrl-C")
                 await asyncio.Event().wait()
-        async with WorkerProcesses(settings) as workers, _background(workers.watch()):
+        async with WorkerProcesses(settings) as workers, background(workers.watch()):
             await Producer(settings, engine, clock).run()
 
 

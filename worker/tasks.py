@@ -1,7 +1,6 @@
 """The two Celery tasks, and the hands they share, made when the process's loop starts and put away when it stops."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
@@ -13,6 +12,7 @@ import msgspec
 from redis.asyncio import Redis
 
 from models import fleet
+from models.background import stop_tasks
 from models.broker import redis_url
 from models.crawls import Submission, known_shops, submit_recrawl
 from models.database import Clock, create_engine, require_schema
@@ -102,14 +102,7 @@ async def _put_hands_away() -> None:
 
 def _keep_running(*coroutines: Any) -> None:
     for coroutine in coroutines:
-        task = asyncio.create_task(coroutine)
-        _exit.push_async_callback(_cancel, task)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+        _exit.push_async_callback(stop_tasks, [asyncio.create_task(coroutine)])
 
 
 async def _keep_beating(redis: Redis, hands: Hands) -> None:
