@@ -57,7 +57,9 @@ class Settings(BaseSettings):
     task_events: bool = Field(True, description="send Celery task events, which Flower needs")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe level logged")
     log_json: bool = Field(False, description="log JSON lines instead of readable ones")
-    metrics_port: int = Field(0, ge=0, le=65535, description="port of the Prometheus endpoint; 0: off")
+    metrics_port: int = Field(
+        0, ge=0, le=65535, description="first port of the Prometheus endpoints, each process takes a free one; 0: off"
+    )
     metrics_host: str = Field("127.0.0.1", description="address of the Prometheus endpoint")
     flower_host: str = Field("127.0.0.1", description="address Flower listens on")
     flower_port: int = Field(5555, ge=0, le=65535, description="port Flower listens on")

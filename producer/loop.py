@@ -16,7 +16,7 @@ from models.background import background
 from models.broker import redis_url
 from models.credentials import Parked
 from models.database import Clock, unavailable
-from models.messages import PageTask
+from models.messages import QUEUE, URGENT_QUEUE, PageTask
 from models.settings import Settings
 from models.source import source_named, source_names
 from producer import metrics
@@ -135,6 +135,7 @@ class Producer:
             parked = await credentials.parked(connection)
             suspects = await overdue(connection, now)
             metrics.oldest_due.set(await oldest_due(connection, source_names(), now))
+        await self._measure()
         await self._align_parks(parked)
         missing = suspects - await alive(self._redis, suspects) if suspects else frozenset()
         lost = missing & self._suspicion.missing
@@ -146,6 +147,14 @@ class Producer:
             logger.warning("%d pages were lost on their way and are sent again", again)
         self._suspicion = Suspicion(missing - lost)
         return RECONCILE_SECONDS
+
+    async def _measure(self) -> None:
+        """Show Prometheus what only Redis knows."""
+        for queue in (URGENT_QUEUE, QUEUE):
+            metrics.queue_depth.labels(queue).set(await self._redis.llen(queue))
+        for source in source_names():
+            for state in await fleet.limit_states(self._redis, source):
+                metrics.show_limit(state)
 
     async def _align_parks(self, parked: Sequence[Parked]) -> None:
         """SQL remembers parks that a flushed Redis forgot, and knows of those that an operator has lifted."""

@@ -2,9 +2,25 @@
 
 from prometheus_client import Counter, Gauge
 
+from models.fleet import LimitState
+
 reviewed = Counter("shopcrawl_pages_reviewed", "Finished pages that conclusions were drawn from")
 messages = Counter("shopcrawl_messages_sent", "Messages sent to workers")
 lost = Counter("shopcrawl_pages_lost", "Pages whose message or worker was lost, sent again")
 sent = Gauge("shopcrawl_pages_sent", "Pages out: in a queue or with a worker")
 workers = Gauge("shopcrawl_workers", "Worker processes alive")
 oldest_due = Gauge("shopcrawl_oldest_due_seconds", "How long the page due longest has waited to be sent")
+queue_depth = Gauge("shopcrawl_queue_depth", "Messages waiting in a queue", ["queue"])
+limit = Gauge("shopcrawl_limit", "Calls in flight the fleet allows now", ["source", "credential"])
+permits = Gauge("shopcrawl_permits_in_use", "Calls in flight in the whole fleet", ["source", "credential"])
+waiting = Gauge("shopcrawl_permits_waited_for", "Pages that wait for a permit now", ["source", "credential"])
+parked = Gauge("shopcrawl_parked", "1 while a credential is parked", ["source", "credential"])
+
+
+def show_limit(state: LimitState) -> None:
+    """Set the gauges of one credential."""
+    labels = (state.source, state.credential)
+    limit.labels(*labels).set(state.limit)
+    permits.labels(*labels).set(state.in_flight)
+    waiting.labels(*labels).set(state.waiting)
+    parked.labels(*labels).set(state.parked is not None)

@@ -1,24 +1,21 @@
 """The Celery application: `celery -A worker.app worker` is a shopcrawl worker."""
 
-import logging
-
 from celery import Celery
 from celery.signals import setup_logging, worker_init
 from kombu import Queue
 
+from models import metrics
 from models.broker import celery_config
 from models.logs import configure_logging
 from models.messages import QUEUE, URGENT_QUEUE
 from models.settings import load_settings
-from worker import metrics, transport
+from worker import transport
 
 settings = load_settings()
 transport.install()
 app = Celery("shopcrawl", include=["worker.tasks"])
 app.conf.update(celery_config(settings))
 app.conf.task_queues = [Queue(URGENT_QUEUE), Queue(QUEUE)]
-
-logger = logging.getLogger(__name__)
 
 
 @setup_logging.connect
@@ -28,4 +25,4 @@ def _set_up_logging(**_: object) -> None:
 
 @worker_init.connect
 def _serve_metrics(**_: object) -> None:
-    metrics.serve(settings)
+    metrics.start(settings)

@@ -1,13 +1,8 @@
 """What a worker process tells Prometheus."""
 
-import logging
-
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram
 
 from models.ledger import PageResult
-from models.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 pages = Counter("shopcrawl_pages", "Pages finished or put back, by the state they went into", ["source", "state"])
 items = Counter("shopcrawl_items", "Item rows stored", ["source"])
@@ -22,7 +17,6 @@ permit_wait = Histogram(
     buckets=(0.001, 0.01, 0.1, 0.5, 1, 5, 30, 120, 300),
 )
 in_flight = Gauge("shopcrawl_pages_in_flight", "Pages in this process")
-limit_now = Gauge("shopcrawl_limit", "Calls in flight the fleet allows now", ["source", "credential"])
 archive_bytes = Counter("shopcrawl_archive_bytes", "Compressed page bodies stored", ["source"])
 
 
@@ -39,10 +33,3 @@ def count_page(source: str, result: PageResult, *, accepted: bool) -> None:
         items.labels(source).inc(len(result.fetched.items))
     if accepted and result.body is not None:
         archive_bytes.labels(source).inc(len(result.body))
-
-
-def serve(settings: Settings) -> None:
-    """Serve the metrics of this process; several workers on one machine need a port each."""
-    if settings.metrics_port:
-        start_http_server(settings.metrics_port, settings.metrics_host)
-        logger.info("metrics on http://%s:%d/metrics", settings.metrics_host, settings.metrics_port)
