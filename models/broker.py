@@ -16,7 +16,12 @@ def redis_url(settings: Settings) -> str:
     if settings.redis_url is None:
         raise UsageError("SHOPCRAWL_REDIS_URL is not set: this command needs the Redis of a running crawl")
     url = settings.redis_url.get_secret_value()
-    if urlsplit(url).scheme not in ACCEPTED_SCHEMES:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # reading it checks it
+    except ValueError:
+        raise UsageError("SHOPCRAWL_REDIS_URL is not a URL: check its host and port") from None
+    if parts.scheme not in ACCEPTED_SCHEMES:
         raise UsageError("SHOPCRAWL_REDIS_URL must start with redis://, rediss:// or unix://")
     return url
 

@@ -26,14 +26,15 @@ def configure_logging(settings: Settings, *, log_file: Path | None = None) -> No
     With a `log_file` everything goes there and only warnings to standard error: for commands that show something else
     on the terminal. Raises UsageError if the file's folder cannot be made.
     """
-    handlers: list[logging.Handler] = [CurrentStderr()]
+    terminal: logging.Handler = CurrentStderr()
+    terminal.addFilter(HoldFlood())
+    handlers = [terminal]
     if log_file is not None:
-        handlers[0].setLevel(logging.WARNING)
-        handlers.append(_file_handler(log_file))
+        terminal.setLevel(logging.WARNING)
+        handlers.insert(0, _file_handler(log_file))  # first, because the terminal's filter changes what it shortens
     formatter = _formatter(json=settings.log_json)
     for handler in handlers:
         handler.setFormatter(formatter)
-        handler.addFilter(HoldFlood())
         handler.addFilter(RedactSecrets(settings.secrets))
     root = logging.getLogger()
     root.handlers[:] = handlers
@@ -76,8 +77,8 @@ class HoldFlood(logging.Filter):
         self._clock = clock
         self._windows: dict[tuple[str, int, str], _Window] = {}
 
-    def filter(self, record: logging.LogRecord) -> bool | logging.LogRecord:
-        """Whether the record is among the first few; the last of them, as a copy, tells that others are left out."""
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is among the first few; the last of them is made to tell that others are left out."""
         if record.levelno < logging.INFO:  # whoever asks for DEBUG wants it all
             return True
         now, key = self._clock(), (record.name, record.levelno, _template(record))
@@ -87,9 +88,9 @@ class HoldFlood(logging.Filter):
         if now - window.since >= FLOOD_WINDOW:
             window.since, window.seen = now, 0
         window.seen += 1
-        if window.seen != FLOOD_BURST:
-            return window.seen < FLOOD_BURST
-        return _with_note(record, f"(more of these within {FLOOD_WINDOW:g} s are left out)")
+        if window.seen == FLOOD_BURST:
+            _add_note(record, f"(more of these within {FLOOD_WINDOW:g} s are left out)")
+        return window.seen <= FLOOD_BURST
 
 
 def _template(record: logging.LogRecord) -> str:
@@ -97,13 +98,11 @@ def _template(record: logging.LogRecord) -> str:
     return str(record.msg.get("event") if isinstance(record.msg, dict) else record.msg)
 
 
-def _with_note(record: logging.LogRecord, note: str) -> logging.LogRecord:
-    noted = logging.makeLogRecord(vars(record))
+def _add_note(record: logging.LogRecord, note: str) -> None:
     if isinstance(record.msg, dict):
-        noted.msg = {**record.msg, "event": f"{record.msg.get('event')} {note}"}
+        record.msg = {**record.msg, "event": f"{record.msg.get('event')} {note}"}
     else:
-        noted.msg = f"{str(record.msg).rstrip()} {note}"
-    return noted
+        record.msg = f"{str(record.msg).rstrip()} {note}"
 
 
 def _file_handler(path: Path) -> logging.Handler:

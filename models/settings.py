@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -79,6 +80,13 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
 
+    @field_validator("proxy")
+    @classmethod
+    def _proxy_is_http(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _is_http_url(value.get_secret_value()):
+            raise ValueError("must be an http:// or https:// URL")
+        return value
+
     @property
     def database(self) -> str:
         """The database URL with its async driver: asyncpg for PostgreSQL, aiosqlite for SQLite."""
@@ -87,10 +95,23 @@ class Settings(BaseSettings):
         return async_url(self.database_url.get_secret_value())
 
     @property
+    def log_file(self) -> Path:
+        """Where commands that use the terminal for something else write their log."""
+        return self.data_dir / "logs" / "shopcrawl.log"
+
+    @property
     def secrets(self) -> tuple[str, ...]:
         """Every secret text in force, for redaction."""
         single = (self.database_url, self.redis_url, self.proxy, self.flower_password)
         return tuple(s.get_secret_value() for s in (*self.tmapi_tokens, *single) if s is not None)
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def async_url(url: str) -> str:
@@ -117,4 +138,4 @@ def load_settings(**overrides: object) -> Settings:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = "SHOPCRAWL_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise UsageError(f"{name}: {first['msg']}") from None
+        raise UsageError(f"{name}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -1,9 +1,10 @@
 """The command line: every command reads the settings, calls one function, and turns its result into an exit code."""
 
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
@@ -73,7 +74,7 @@ def crawl(
     given = {"sort": sort, "page_size": page_size, "max_pages": max_pages, "shop_cat_id": shop_cat_id}
     given |= {"price_start": price_start, "price_end": price_end}
     requests = read_shops(shops, source, _texts(given), settings)
-    _require_credentials(settings, {request.source for request in requests})
+    _require_access(settings, {request.source for request in requests})
 
     async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
         return await submit_crawl(connection, requests, now=clock.now(), priority=priority)
@@ -105,7 +106,7 @@ def recrawl(
         raise UsageError("say which shops: keys, --all, --failed, --verdict or --older-than")
     age = parse_duration(older_than) if older_than else None
     chosen = [shop_request(key, source or DEFAULT_SOURCE, {}, settings) for key in dict.fromkeys(shops or [])]
-    _require_credentials(settings, {source or DEFAULT_SOURCE})
+    _require_access(settings, {source or DEFAULT_SOURCE})
 
     async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
         requests = await _select(connection, clock, source, chosen, verdicts or None, age)
@@ -167,7 +168,7 @@ def crawls() -> None:
 @app.command()
 def producer() -> None:
     """Run the producer: plans, dispatches and settles; several may run on one PostgreSQL."""
-    settings = _settings()
+    settings = load_settings()
     commands.refuse_root(settings)
     configure_logging(settings)
     run.run_until_signalled(run.produce(settings))
@@ -176,7 +177,7 @@ def producer() -> None:
 @app.command()
 def up(workers: Workers = None, concurrency: Concurrency = None) -> None:
     """Run everything on this machine until stopped: Redis unless one is configured, workers and the producer."""
-    settings = _settings(workers=workers, concurrency=concurrency)
+    settings = load_settings(workers=workers, concurrency=concurrency)
     configure_logging(settings)
     run.run_until_signalled(run.serve(settings, Console(stderr=True)))
 
@@ -205,8 +206,9 @@ def _progress(quiet: bool) -> Console:
 
 
 def _settings(**overrides: Any) -> Settings:
+    """The settings of a command that shows something: its log goes to a file, and only warnings to the terminal."""
     settings = load_settings(**overrides)
-    configure_logging(settings)
+    configure_logging(settings, log_file=settings.log_file)
     return settings
 
 
@@ -214,38 +216,45 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
     return {name: str(value) for name, value in values.items() if value is not None}
 
 
-def _require_credentials(settings: Settings, sources: set[str]) -> None:
-    for name in sorted(sources):
-        if not source_named(name).credentials(settings):
-            raise UsageError(source_named(name).credential_help())
+def _require_access(settings: Settings, sources: set[str]) -> None:
+    """Raise UsageError unless each source has a credential and an address."""
+    for adapter in map(source_named, sorted(sources)):
+        if not adapter.credentials(settings):
+            raise UsageError(adapter.credential_help())
+        adapter.base_url(settings)
 
 
 def main() -> None:
     """The console script: one clear line for every error, a traceback only with --debug."""
     debug = "--debug" in sys.argv
     try:
-        code = app(standalone_mode=False)
-        raise SystemExit(code if isinstance(code, int) else 0)
+        code = app([word for word in sys.argv[1:] if word != "--debug"], standalone_mode=False)
     except ShopcrawlError as error:
         _complain(str(error), error.exit_code, debug)
-    except typer.Exit as leave:
-        raise SystemExit(leave.exit_code) from None
-    except KeyboardInterrupt:
-        _complain("interrupted; nothing is lost: the same command or `shopcrawl resume` continues", INTERRUPTED, debug)
-    except BrokenPipeError:
-        raise SystemExit(0) from None
     except Exception as error:
-        usage = getattr(error, "format_message", None)
-        message = usage() if usage is not None else f"unexpected {type(error).__name__}: {error}; --debug shows where"
-        _complain(message, 2 if usage is not None else 1, debug)
+        _complain_of(error, debug)
+    if code == INTERRUPTED:
+        _complain("interrupted; nothing is lost: the same command or `shopcrawl resume` continues", INTERRUPTED, debug)
+    raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _complain(message: str, code: int, debug: bool) -> None:
+def _complain_of(error: Exception, debug: bool) -> NoReturn:
+    """Complain of bad usage that the parser found, or of an error that nobody expected."""
+    usage = getattr(error, "format_message", None)
+    if usage is None:
+        _complain(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, debug)
+    message = usage()
+    if message.startswith("Usage: "):  # the whole help, for whoever names no command
+        sys.stderr.write(f"{message}\n")
+        raise SystemExit(2)
+    _complain(message, 2, debug)
+
+
+def _complain(message: str, code: int, debug: bool) -> NoReturn:
+    secrets = _secrets()
     if debug:
-        import traceback  # noqa: PLC0415 (only for whoever asks)
-
-        traceback.print_exc()
-    line = " ".join(redact(message, _secrets()).split())
+        sys.stderr.write(redact(traceback.format_exc(), secrets))
+    line = " ".join(redact(message, secrets).split())
     sys.stderr.write(f"shopcrawl: {line}\n")
     raise SystemExit(code)
 

@@ -12,16 +12,14 @@ import typer
 from rich.console import Console
 
 from models.broker import redis_url
-from models.database import create_engine, upgrade
 from models.errors import UsageError
 from models.logs import configure_logging
 from models.settings import Settings, load_settings
 from models.tables import page_body
 from producer import run
-from producer.console.checks import print_checks
-from producer.doctor import run_checks
 from producer.durations import parse_duration
 from producer.local import PACKAGE_ROOT, celery_command, environment
+from producer.services import bring_up_to_date, make_folder, open_engine
 
 PRUNE_BATCH = 5_000
 
@@ -34,15 +32,15 @@ export = typer.Typer(no_args_is_help=True, help="Stored rows as files.")
 def upgrade_database() -> None:
     """Create the tables, or bring them to the newest version."""
     settings = load_settings()
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(settings.data_dir)
     version = run.run_until_signalled(_upgrade(settings))
     sys.stdout.write(f"the database has schema version {version}\n")
 
 
 async def _upgrade(settings: Settings) -> str:
-    engine = create_engine(settings.database)
+    engine = open_engine(settings)
     try:
-        return await upgrade(engine)
+        return await bring_up_to_date(engine)
     finally:
         await engine.dispose()
 
@@ -90,7 +88,7 @@ async def _export(
     since: datetime | None,
     columns: Sequence[str] | None,
 ) -> int:
-    from producer.export import export_items
+    from producer.export import export_items  # noqa: PLC0415 (takes a moment to import)
 
     async with run.database(settings) as (engine, _clock):
         if output == "-":
@@ -107,6 +105,9 @@ async def _export(
 
 def doctor() -> None:
     """Check database, Redis, clock, token and address, one line each with the cure."""
+    from producer.console.checks import print_checks  # noqa: PLC0415 (needs the HTTP client, as no other command does)
+    from producer.doctor import run_checks  # noqa: PLC0415
+
     checks = run.run_until_signalled(run_checks(load_settings()))
     print_checks(Console(), checks)
     raise typer.Exit(2 if any(check.ok is False for check in checks) else 0)
@@ -125,7 +126,7 @@ def flower() -> None:
     settings = load_settings()
     refuse_root(settings)
     redis_url(settings)
-    from producer.flower import flower_command
+    from producer.flower import flower_command  # noqa: PLC0415 (takes a moment to import)
 
     command, variables = flower_command(settings)
     become(command, {**environment(settings), **variables})
@@ -135,7 +136,8 @@ def demo() -> None:
     """Crawl 1,000 simulated shops with faults injected, and check the result against the simulator's truth."""
     from producer.demo import run_demo  # noqa: PLC0415 (needs the simulator, which only a checkout has)
 
-    configure_logging(load_settings())
+    settings = load_settings()
+    configure_logging(settings, log_file=settings.log_file)
     raise typer.Exit(run_demo(Console(stderr=True)))
 
 

@@ -9,14 +9,15 @@ from typing import TypeVar
 import sqlalchemy as sa
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from models import credentials, fleet
+from models import credentials, fleet, metrics
 from models.background import background, stop_tasks
 from models.broker import redis_url
 from models.crawls import Submission, unfinished_crawls
-from models.database import Clock, create_engine, is_postgresql, require_schema, unavailable, upgrade
+from models.database import Clock, is_postgresql, require_schema
 from models.errors import UsageError
 from models.settings import Settings
 from models.status import CrawlStatus, crawl_status, latest_crawl_id, recent_crawls, unhappy_shops, waiting
@@ -25,6 +26,7 @@ from producer.console import print_crawls, print_status, print_summary, shown_lo
 from producer.local import EmbeddedRedis, WorkerProcesses
 from producer.loop import Producer
 from producer.processes import FolderBusyError
+from producer.services import bring_up_to_date, explained, make_folder, open_engine, require_redis
 
 EMBEDDED_LOCK = 7468
 TAKE_OVER_SECONDS = 2.0
@@ -42,11 +44,11 @@ async def database(settings: Settings, *, migrate: bool | None = None) -> AsyncI
 
     Raises UnavailableError with the cure.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(settings.database)
+    make_folder(settings.data_dir)
+    engine = open_engine(settings)
     try:
         if settings.redis_url is None if migrate is None else migrate:
-            await upgrade(engine)
+            await bring_up_to_date(engine)
         else:
             await require_schema(engine)
         clock = Clock()
@@ -62,7 +64,7 @@ async def hosted(settings: Settings, engine: AsyncEngine, clock: Clock) -> Async
 
     Raises FolderBusyError if another process hosts this data folder.
     """
-    with EmbeddedRedis(settings.data_dir) as redis:
+    with EmbeddedRedis(settings.data_dir) as redis, metrics.serving(settings):
         inner = settings.model_copy(update={"redis_url": SecretStr(redis.redis_url)})
         async with _alone(engine):
             await _take_back(engine, inner)
@@ -99,6 +101,8 @@ async def crawl(
 ) -> CrawlStatus | Submission:
     """Submit a crawl and, unless told otherwise, see it through to its end."""
     async with database(settings) as (engine, clock):
+        if follow and settings.redis_url is not None:
+            await require_redis(settings)  # before anything is written: whoever asks again shall not find it begun
         async with engine.begin() as connection:
             submission = await submit(connection, clock)
         if not quiet:
@@ -161,6 +165,8 @@ async def _follow_other_host(
 async def resume(settings: Settings, console: Console, *, quiet: bool) -> list[CrawlStatus]:
     """Use parked credentials again and see every unfinished crawl through."""
     async with database(settings) as (engine, clock):
+        if settings.redis_url is not None:
+            await require_redis(settings)
         async with engine.begin() as connection:
             lifted = await credentials.unpark(connection)
             unfinished = await unfinished_crawls(connection)
@@ -176,14 +182,17 @@ async def serve(settings: Settings, console: Console) -> None:
             async with hosted(settings, engine, clock):
                 console.print(f"up: {settings.workers} workers, data in {settings.data_dir}; stop with Ctrl-C")
                 await asyncio.Event().wait()
-        async with WorkerProcesses(settings) as workers, background(workers.watch()):
-            await Producer(settings, engine, clock).run()
+        await require_redis(settings)
+        with metrics.serving(settings):  # before the workers, which take the ports after ours
+            async with WorkerProcesses(settings) as workers, background(workers.watch()):
+                await Producer(settings, engine, clock).run()
 
 
 async def produce(settings: Settings) -> None:
     """Run the producer alone until stopped."""
     async with database(settings, migrate=False) as (engine, clock):
-        await Producer(settings, engine, clock).run()
+        with metrics.serving(settings):
+            await Producer(settings, engine, clock).run()
 
 
 def run_until_signalled(main: Awaitable[T]) -> T:
@@ -200,18 +209,11 @@ def run_until_signalled(main: Awaitable[T]) -> T:
 
     try:
         return asyncio.run(guarded())
-    except BaseExceptionGroup as group:
-        raise _innermost(group) from None
-    except (sa.exc.SQLAlchemyError, OSError) as error:
-        raise unavailable(error) from error
-
-
-def _innermost(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first real error in a group that a task group made of it."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    except (BaseExceptionGroup, sa.exc.SQLAlchemyError, RedisError, OSError) as error:
+        told = explained(error)
+        if told is error:
+            raise
+        raise told from error
 
 
 async def show_summary(settings: Settings, console: Console, status: CrawlStatus, closing: str = "") -> None:
