@@ -1,6 +1,6 @@
-"""Crawls as an operator asks for them: created in one transaction, found again by the same command, re-crawls never doubled."""
+"""Crawls as an operator asks for them: made in one transaction, found again by the same command, never doubled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.bulk import insert_rows, query_rows
+from models.database import is_postgresql
 from models.messages import NORMAL_PRIORITY, URGENT_PRIORITY
 from models.tables import crawl, page, shop, shop_crawl
 
@@ -43,12 +44,14 @@ async def submit_crawl(
 ) -> Submission:
     """Start a crawl of these shops, or find the unfinished one that the same request started before."""
     mark = fingerprint("crawl", shops)
+    if is_postgresql(connection):  # the same command twice at once: the second one waits and finds the first one's
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(mark, 0))))
     running = sa.select(crawl.c.id).where(crawl.c.fingerprint == mark, crawl.c.state != "finished")
     found = await connection.scalar(running.order_by(crawl.c.id.desc()).limit(1))
     if found is not None:
         return Submission(found, resumed=True, shops=len(shops))
     crawl_id = await _new_crawl(connection, "crawl", mark, priority, now)
-    taken = await _add_shops(connection, crawl_id, "crawl", shops, priority, now)
+    taken = await _add_shops(connection, crawl_id, "crawl", shops, priority=priority, now=now)
     return Submission(crawl_id, resumed=False, shops=taken)
 
 
@@ -56,8 +59,9 @@ async def submit_recrawl(
     connection: AsyncConnection, shops: Sequence[ShopRequest], *, now: datetime, priority: int = URGENT_PRIORITY
 ) -> Submission:
     """Re-crawl these shops ahead of other work; shops whose re-crawl is pending already are left to that one."""
+    shops = sorted(shops, key=lambda request: (request.source, request.key))  # one order for all: no deadlocks
     crawl_id = await _new_crawl(connection, "recrawl", fingerprint("recrawl", shops), priority, now)
-    taken = await _add_shops(connection, crawl_id, "recrawl", shops, priority, now)
+    taken = await _add_shops(connection, crawl_id, "recrawl", shops, priority=priority, now=now)
     if taken == 0:
         await connection.execute(sa.delete(crawl).where(crawl.c.id == crawl_id))
         pending = await _pending_recrawl(connection, shops)
@@ -79,7 +83,13 @@ async def _new_crawl(connection: AsyncConnection, kind: str, mark: str, priority
 
 
 async def _add_shops(
-    connection: AsyncConnection, crawl_id: int, kind: str, shops: Sequence[ShopRequest], priority: int, now: datetime
+    connection: AsyncConnection,
+    crawl_id: int,
+    kind: str,
+    shops: Sequence[ShopRequest],
+    *,
+    priority: int,
+    now: datetime,
 ) -> int:
     """Insert shops, shop crawls and each one's first page; returns how many shop crawls were new."""
     ids = await shop_ids(connection, shops, now)
@@ -137,16 +147,16 @@ async def shop_ids(
 async def _pending_recrawl(connection: AsyncConnection, shops: Sequence[ShopRequest]) -> int | None:
     pending = sa.select(sa.func.max(shop_crawl.c.crawl_id)).join(shop, shop.c.id == shop_crawl.c.shop_id)
     keys = [request.key for request in shops]
-    return await connection.scalar(
-        pending.where(shop_crawl.c.kind == "recrawl", shop_crawl.c.state == "open", shop.c.key.in_(keys[:500]))
-    )
+    is_pending = (shop_crawl.c.kind == "recrawl") & (shop_crawl.c.state == "open")
+    newest: int | None = await connection.scalar(pending.where(is_pending, shop.c.key.in_(keys[:500])))
+    return newest
 
 
-def _latest() -> sa.Subquery:
-    """The newest settled shop crawl of each shop."""
-    order = sa.func.row_number().over(partition_by=shop_crawl.c.shop_id, order_by=shop_crawl.c.settled_at.desc())
+def _newest(column: sa.Column[Any]) -> sa.Subquery:
+    """The shop crawl of each shop with the highest value in `column`; those without a value do not count."""
+    order = sa.func.row_number().over(partition_by=shop_crawl.c.shop_id, order_by=column.desc())
     columns = (shop_crawl.c.shop_id, shop_crawl.c.verdict, shop_crawl.c.settled_at, shop_crawl.c.options)
-    inner = sa.select(*columns, order.label("nth")).where(shop_crawl.c.state == "settled").subquery()
+    inner = sa.select(*columns, order.label("nth")).where(column.is_not(None)).subquery()
     return sa.select(inner).where(inner.c.nth == 1).subquery()
 
 
@@ -159,25 +169,26 @@ async def known_shops(
     verdicts: Sequence[str] | None = None,
     older_than: timedelta | None = None,
 ) -> list[ShopRequest]:
-    """Shops seen before, with their latest options, that fit every filter given."""
-    latest = _latest()
-    query = sa.select(shop.c.source, shop.c.key, latest.c.options).join(
-        latest, latest.c.shop_id == shop.c.id, isouter=True
+    """Shops asked for before, with their newest options, that fit every filter given.
+
+    Verdict and age are those of a shop's newest settled crawl: without one it fits neither filter.
+    """
+    newest, settled = _newest(shop_crawl.c.id), _newest(shop_crawl.c.settled_at)
+    query = (
+        sa.select(shop.c.source, shop.c.key, newest.c.options)
+        .join(newest, newest.c.shop_id == shop.c.id)
+        .join(settled, settled.c.shop_id == shop.c.id, isouter=True)
     )
     if source is not None:
         query = query.where(shop.c.source == source)
     if keys is not None:
         query = query.where(shop.c.key.in_(keys))
     if verdicts is not None:
-        query = query.where(latest.c.verdict.in_(verdicts))
+        query = query.where(settled.c.verdict.in_(verdicts))
     if older_than is not None:
-        query = query.where(latest.c.settled_at < now - older_than)
+        query = query.where(settled.c.settled_at < now - older_than)
     rows = await connection.execute(query.order_by(shop.c.id))
-    return [ShopRequest(row.source, row.key, _options(row.options)) for row in rows]
-
-
-def _options(value: Mapping[str, Any] | None) -> dict[str, Any]:
-    return dict(value or {})
+    return [ShopRequest(row.source, row.key, row.options) for row in rows]
 
 
 async def unfinished_crawls(connection: AsyncConnection) -> list[int]:
