@@ -15,6 +15,9 @@ from models.tables import page, shop, shop_crawl
 SMALLEST_WINDOW = 100
 REMEMBERED_SHOPS = 50_000
 LARGEST_DISPATCH = 2_000
+# As literals: neither database matches a parameter with a partial index's condition.
+READY: sa.ColumnElement[str] = sa.literal_column("'ready'")
+SENT: sa.ColumnElement[str] = sa.literal_column("'sent'")
 
 
 def window(setting: int, capacities: Sequence[int]) -> int:
@@ -40,7 +43,7 @@ class Dispatcher:
 
     async def sent(self, connection: AsyncConnection) -> int:
         """How many pages are out now."""
-        count = await connection.scalar(sa.select(sa.func.count()).where(page.c.state == "sent"))
+        count = await connection.scalar(sa.select(sa.func.count()).where(page.c.state == SENT))
         return int(count or 0)
 
     async def take_due(
@@ -71,14 +74,15 @@ class Dispatcher:
             return []
         due = (
             sa.select(page.c.id)
-            .where(page.c.state == "ready", page.c.source == source, page.c.due_at <= now)
+            .where(page.c.state == READY, page.c.source == source, page.c.due_at <= now)
             .order_by(page.c.priority, page.c.rank, page.c.id)
             .limit(room)
             .with_for_update(skip_locked=True)
+            .cte("due")  # runs once: as a plain subquery it may run again for each row and exceed its limit
         )
         update = (
             sa.update(page)
-            .where(page.c.id.in_(due), page.c.state == "ready")
+            .where(page.c.id.in_(sa.select(due.c.id)))
             .values(state="sent", fence=page.c.fence + 1, sent_at=now)
             .returning(page.c.id, page.c.fence, page.c.number, page.c.shop_crawl_id, page.c.priority, page.c.tries)
         )
@@ -129,7 +133,7 @@ async def oldest_due(connection: AsyncConnection, sources: Sequence[str], now: d
     """Seconds that the page next in line has been due, over all sources; 0 if nothing is due."""
     longest = 0.0
     for source in sources:
-        ready = sa.select(page.c.due_at).where(page.c.state == "ready", page.c.source == source)
+        ready = sa.select(page.c.due_at).where(page.c.state == READY, page.c.source == source)
         due_at = await connection.scalar(ready.order_by(page.c.priority, page.c.rank, page.c.id).limit(1))
         longest = max(longest, (now - due_at).total_seconds() if due_at else 0.0)
     return longest

@@ -1,4 +1,4 @@
-"""Review: draws conclusions from finished pages, plans and cancels others, and settles finished shops into a verdict."""
+"""Review: draws conclusions from finished pages, plans and cancels others, and settles finished shops."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +16,7 @@ from models.tables import crawl, page, shop_crawl
 from producer.plan import PageFact, Progress, Review, absorb, conclude, judge
 
 LARGEST_REVIEW = 1_000
+UNREVIEWED = sa.text("NOT page.reviewed")  # in the index's own words: SQLite finds it by no others
 FACT_COLUMNS = (
     page.c.number, page.c.state, page.c.rows, page.c.total, page.c.page_size,
     page.c.item_keys, page.c.reason, page.c.new_items, page.c.changed_items,
@@ -50,11 +51,10 @@ async def review(connection: AsyncConnection, *, now: datetime) -> int:
 
 async def _lock_shops(connection: AsyncConnection) -> dict[int, sa.Row[Any]]:
     """Shop crawls with unreviewed pages, locked; those another producer holds are left to it."""
-    oldest = (
-        sa.select(page.c.shop_crawl_id).where(~page.c.reviewed).order_by(page.c.id).limit(LARGEST_REVIEW).subquery()
+    oldest = sa.select(page.c.shop_crawl_id).where(UNREVIEWED).order_by(page.c.id).limit(LARGEST_REVIEW).subquery()
+    query = (
+        sa.select(shop_crawl).where(shop_crawl.c.id.in_(sa.select(oldest.c.shop_crawl_id))).order_by(shop_crawl.c.id)
     )
-    ids = sa.select(sa.distinct(oldest.c.shop_crawl_id))
-    query = sa.select(shop_crawl).where(shop_crawl.c.id.in_(ids)).order_by(shop_crawl.c.id)
     rows = await connection.execute(query.with_for_update(skip_locked=True))
     return {row.id: row for row in rows}
 
@@ -201,6 +201,10 @@ async def _finish_crawls(connection: AsyncConnection, crawl_ids: Iterable[int], 
     """Finish the crawls that have no open shop left."""
     ids = list(crawl_ids)
     if ids:
+        # Two producers that settle a crawl's last two shops side by side each see the other's as open: take turns.
+        await connection.execute(
+            sa.select(crawl.c.id).where(crawl.c.id.in_(ids)).order_by(crawl.c.id).with_for_update()
+        )
         still_open = sa.exists().where(shop_crawl.c.crawl_id == crawl.c.id, shop_crawl.c.state == "open")
         finished = sa.update(crawl).where(crawl.c.id.in_(ids), ~still_open, crawl.c.state != "finished")
         await connection.execute(finished.values(state="finished", finished_at=now))
