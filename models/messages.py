@@ -1,5 +1,6 @@
 """The one message that travels: which page a worker shall fetch, readable and without secrets."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -11,6 +12,8 @@ URGENT_QUEUE = "pages.urgent"
 CONTROL_QUEUE = "operator"
 URGENT_PRIORITY = 0
 NORMAL_PRIORITY = 5
+
+_MESSAGE_ID = re.compile(r"([0-9]{1,19})-([0-9]{1,10})")
 
 
 class PageTask(msgspec.Struct, frozen=True):
@@ -52,5 +55,5 @@ def message_id(page_id: int, fence: int) -> str:
 
 def parse_message_id(text: str) -> tuple[int, int] | None:
     """(page_id, fence) of a task id made by `message_id`, None for any other text."""
-    page, _, fence = text.partition("-")
-    return (int(page), int(fence)) if page.isdigit() and fence.isdigit() else None
+    found = _MESSAGE_ID.fullmatch(text)
+    return (int(found[1]), int(found[2])) if found else None

@@ -17,6 +17,7 @@ from models.tables import page
 # A page may be on its way between the queue and a worker's next heartbeat for this long without being suspect.
 GRACE = timedelta(seconds=8)
 LARGEST_CHECK = 20_000
+LISTED_AT_ONCE = 1_000
 
 Sending = tuple[int, int]
 """(page id, fence) of one sending."""
@@ -39,7 +40,8 @@ class Suspicion:
 
 async def overdue(connection: AsyncConnection, now: datetime) -> frozenset[Sending]:
     """Sendings that have been out for longer than the grace."""
-    query = sa.select(page.c.id, page.c.fence).where(page.c.state == "sent", page.c.sent_at < now - GRACE)
+    is_sent = page.c.state == sa.literal_column("'sent'")  # a literal, so that the partial index fits
+    query = sa.select(page.c.id, page.c.fence).where(is_sent, page.c.sent_at < now - GRACE)
     rows = await connection.execute(query.order_by(page.c.sent_at).limit(LARGEST_CHECK))
     return frozenset((row.id, row.fence) for row in rows)
 
@@ -53,8 +55,19 @@ async def alive(redis: Redis, suspects: frozenset[Sending]) -> frozenset[Sending
     if not rest:
         return suspects
     for queue in (URGENT_QUEUE, QUEUE):
-        rest -= sendings(await redis.lrange(queue, 0, LARGEST_CHECK))
+        rest -= await queued(redis, queue)
     return suspects - rest
+
+
+async def queued(redis: Redis, queue: str) -> set[Sending]:
+    """The sendings that wait in a queue."""
+    found: set[Sending] = set()
+    start = 0
+    # From the newest on: what arrives meanwhile shifts the rest towards us, so that none is missed.
+    while payloads := await redis.lrange(queue, start, start + LISTED_AT_ONCE - 1):
+        found |= sendings(payloads)
+        start += LISTED_AT_ONCE
+    return found
 
 
 async def delivered(redis: Redis, missing: frozenset[Sending]) -> frozenset[Sending]:
@@ -65,14 +78,15 @@ async def delivered(redis: Redis, missing: frozenset[Sending]) -> frozenset[Send
     return missing & found
 
 
-def sendings(payloads: Iterable[bytes]) -> set[Sending]:
+def sendings(payloads: Iterable[bytes | str]) -> set[Sending]:
     """The sendings named in raw queue entries; foreign or broken entries name none."""
     found = set()
     for payload in payloads:
         try:
-            text = payload if payload.startswith(b"{") else msgspec.json.encode(msgspec.json.decode(payload)[0])
-            sending = parse_message_id(msgspec.json.decode(text, type=_Message).headers.id)
-        except (msgspec.MsgspecError, IndexError, KeyError, TypeError):
+            entry = msgspec.json.decode(payload)
+            message = entry[0] if isinstance(entry, list) else entry  # unacknowledged: with exchange and routing key
+            sending = parse_message_id(msgspec.convert(message, _Message).headers.id)
+        except (msgspec.MsgspecError, IndexError, KeyError, TypeError, ValueError, RecursionError):
             continue
         if sending is not None:
             found.add(sending)
@@ -89,19 +103,18 @@ async def send_again(
 ) -> int:
     """Make lost pages ready again, unless workers died with one of them too often; returns how many rows changed."""
     rows = [
-        {"id": page_id, "fence": fence, "crashes": int((page_id, fence) in crashed)} for page_id, fence in sorted(lost)
+        {"id": page_id, "fence": fence, "crashes": int((page_id, fence) in crashed), "due_at": now}
+        for page_id, fence in sorted(lost)
     ]
     sql = """
         UPDATE page SET
             crashes = page.crashes + r.crashes,
-            due_at = :now,
+            due_at = r.due_at,
             state = CASE WHEN page.crashes + r.crashes >= :most THEN 'dead' ELSE 'ready' END,
             reviewed = (page.crashes + r.crashes < :most),
+            finished_at = CASE WHEN page.crashes + r.crashes >= :most THEN r.due_at END,
             reason = CASE WHEN page.crashes + r.crashes >= :most THEN 'workers died with it' ELSE page.reason END
         FROM {r} WHERE page.id = r.id AND page.fence = r.fence AND page.state = 'sent' RETURNING page.id
     """
-    moment = sa.type_coerce(now, page.c.due_at.type)
-    bound = moment.type.dialect_impl(connection.dialect).bind_processor(connection.dialect)
-    value = bound(now) if bound else now
-    columns = [page.c.id, page.c.fence, page.c.crashes]
-    return len(await query_rows(connection, sql, columns, rows, now=value, most=max_crashes))
+    columns = [page.c.id, page.c.fence, page.c.crashes, page.c.due_at]
+    return len(await query_rows(connection, sql, columns, rows, most=max_crashes))
