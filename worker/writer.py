@@ -20,6 +20,7 @@ LINGER = 0.04
 LONGEST_PAUSE = 5.0
 # asyncpg reports a deadlock or a lost serialisation race as a plain DBAPIError with one of these states: try again.
 RETRYABLE_STATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300", "53100", "53200", "25006"})
+LOST_CONNECTION = "08"  # the class of these states
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +127,7 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError | OSError | TimeoutError):
         return True
     if isinstance(error, DBAPIError):
-        state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-        return error.connection_invalidated or state in RETRYABLE_STATES or isinstance(error, InternalError)
+        state = str(getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None))
+        may_pass = state in RETRYABLE_STATES or state.startswith(LOST_CONNECTION)
+        return may_pass or error.connection_invalidated or isinstance(error, InternalError)
     return False
