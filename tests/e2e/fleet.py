@@ -25,7 +25,7 @@ from tests.simulator.process import SimulatorProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 TOKEN = "canary-token-of-the-fleet"
-POLL = 0.05
+POLL = 0.2
 CRAWL_WITHIN = 100.0
 
 Values = dict[str, Any]
@@ -95,6 +95,11 @@ class Fleet:
     def producer(self, name: str = "producer") -> subprocess.Popen[bytes]:
         """Start a producer."""
         return self.background(name, "producer")
+
+    def kill(self, name: str) -> None:
+        """Kill -9 a process of that name."""
+        self._processes[name].kill()
+        self._processes[name].wait()
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a `shopcrawl` command to its end."""
