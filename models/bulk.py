@@ -1,37 +1,34 @@
 """Many rows in one statement: they travel as one JSON parameter and the database unfolds them into a record set."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects.postgresql import dialect as postgresql_dialect
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.database import is_postgresql
 
 Row = Mapping[str, Any]
-_PG: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+_PG: Dialect = postgresql_dialect()  # type: ignore[no-untyped-call]
 
 
-def sqlite_time(value: datetime) -> str:
-    """The text by which UtcDateTime keeps a time on SQLite: of fixed width, so that it sorts by time."""
-    return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
-
-
-def as_json(connection: AsyncConnection, rows: Iterable[Row]) -> str:
-    """The rows as one JSON array text in the database's own time format; decimals become text and stay exact."""
-    if is_postgresql(connection):
-        return msgspec.json.encode(list(rows)).decode()
-    plain = [{k: sqlite_time(v) if isinstance(v, datetime) else v for k, v in row.items()} for row in rows]
-    return msgspec.json.encode(plain).decode()
+def as_json(rows: Iterable[Row | msgspec.Raw]) -> str:
+    """The rows as one JSON array text; decimals become text and stay exact, times become UTC text."""
+    return msgspec.json.encode(list(rows)).decode()
 
 
 def recordset(connection: AsyncConnection, columns: Sequence[sa.Column[Any]]) -> str:
     """SQL for a FROM item named `r` with these columns, fed from the parameter `:rows`."""
-    if is_postgresql(connection):
+    return _recordset(is_postgresql(connection), tuple(columns))
+
+
+@lru_cache
+def _recordset(postgresql: bool, columns: tuple[sa.Column[Any], ...]) -> str:
+    if postgresql:
         fields = ", ".join(f'"{c.name}" {c.type.compile(dialect=_PG)}' for c in columns)
         return f"json_to_recordset(CAST(:rows AS json)) AS r({fields})"
     fields = ", ".join(f'{_extract(c)} AS "{c.name}"' for c in columns)
@@ -50,12 +47,25 @@ async def insert_rows(
     if not rows:
         return []
     columns = [table.c[name] for name in rows[0]]
+    return await insert_encoded(connection, table, columns, rows, conflict=conflict, returning=returning)
+
+
+async def insert_encoded(
+    connection: AsyncConnection,
+    table: sa.Table,
+    columns: Sequence[sa.Column[Any]],
+    rows: Sequence[Row | msgspec.Raw],
+    *,
+    conflict: str = "",
+    returning: str = "",
+) -> Sequence[sa.Row[Any]]:
+    """Insert rows that may be JSON objects already; a column that an object lacks becomes NULL."""
     names = ", ".join(f'"{c.name}"' for c in columns)
     tail = f" RETURNING {returning}" if returning else ""
     # WHERE true: SQLite cannot otherwise tell ON CONFLICT from a join's ON.
     source = f"SELECT {names} FROM {recordset(connection, columns)} WHERE true"
     statement = f'INSERT INTO "{table.name}" ({names}) {source} {conflict}{tail}'
-    result = await connection.execute(sa.text(statement), {"rows": as_json(connection, rows)})
+    result = await connection.execute(sa.text(statement), {"rows": as_json(rows)})
     return result.all() if returning else []
 
 
@@ -76,5 +86,5 @@ async def query_rows(
         return []
     text = sa.text(sql.format(r=recordset(connection, columns)))
     statement = text.columns(*returning) if returning else text
-    result = await connection.execute(statement, {"rows": as_json(connection, rows), **parameters})
+    result = await connection.execute(statement, {"rows": as_json(rows), **parameters})
     return result.all() if result.returns_rows else []

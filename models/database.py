@@ -34,9 +34,7 @@ def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
     # JIT compiles for longer than our short statements run.
     server = {"jit": "off", "application_name": "shopcrawl", "timezone": "UTC"}
     arguments = {"server_settings": server, "timeout": 10}
-    return create_async_engine(
-        url, pool_size=pool_size, max_overflow=0, connect_args=arguments, **common
-    )
+    return create_async_engine(url, pool_size=pool_size, max_overflow=0, connect_args=arguments, **common)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
@@ -119,8 +117,9 @@ class Clock:
         self._mark = time.monotonic()
 
     def now(self) -> datetime:
-        """The time now, aware, in UTC."""
-        return self._base + timedelta(seconds=time.monotonic() - self._mark)
+        """The time now, aware, in UTC; never on a whole second, whose shorter text would sort wrongly on SQLite."""
+        now = self._base + timedelta(seconds=time.monotonic() - self._mark)
+        return now if now.microsecond else now.replace(microsecond=1)
 
     async def synchronise(self, engine: AsyncEngine) -> None:
         """Read the database's clock. On SQLite, database and process share one clock already."""

@@ -56,7 +56,7 @@ class HttpResponse(msgspec.Struct, frozen=True):
     body: bytes
 
 
-class Item(msgspec.Struct, kw_only=True):
+class Item(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One item as stored, for every source; a field the source did not send is None (absent), money is Decimal in yuan."""
 
     item_id: str

@@ -19,21 +19,26 @@ metadata = sa.MetaData(naming_convention=NAMING)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime; SQLite, which has no such type, keeps it as naive UTC text that sorts by time."""
+    """An aware UTC datetime; SQLite, which has no such type, keeps it as ISO 8601 text."""
 
-    impl = sa.DateTime(timezone=True)
+    impl = sa.DateTime
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        utc = value.astimezone(UTC)
-        return utc if dialect.name == "postgresql" else utc.replace(tzinfo=None)
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        return dialect.type_descriptor(sa.DateTime(timezone=True) if dialect.name == "postgresql" else sa.Text())
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None or value.tzinfo is not None:
-            return value
-        return value.replace(tzinfo=UTC)
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value and value.astimezone(UTC)
+        return utc_text(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
+def utc_text(value: datetime) -> str:
+    """The text that SQLite keeps of a time: the one by which JSON rows carry it too."""
+    return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 class Money(TypeDecorator[Decimal]):
@@ -257,7 +262,7 @@ item = sa.Table(
     sa.Column("last_seen", UtcDateTime, nullable=False),
     sa.Column("changed_at", UtcDateTime, nullable=False),
     sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it last"),
-    sa.Index("ix_item_last_seen", "last_seen"),
+    # No index on what every sighting changes: PostgreSQL can then update the row in place.
 )
 
 page_body = sa.Table(

@@ -115,7 +115,6 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["shop_id"], ["shop.id"], name=op.f("fk_item_shop_id")),
         sa.PrimaryKeyConstraint("shop_id", "item_id", name=op.f("pk_item")),
     )
-    op.create_index("ix_item_last_seen", "item", ["last_seen"], unique=False)
     op.create_table(
         "shop_crawl",
         sa.Column("id", BigId, sa.Identity(always=False), nullable=False),
@@ -244,6 +243,7 @@ def upgrade() -> None:
         op.execute(
             "ALTER TABLE page SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0)"
         )
+        op.execute("ALTER TABLE page_body ALTER body SET STORAGE EXTERNAL")  # compressed already
 
 
 def downgrade() -> None:
@@ -280,7 +280,6 @@ def downgrade() -> None:
         sqlite_where=sa.text("state = 'open'"),
     )
     op.drop_table("shop_crawl")
-    op.drop_index("ix_item_last_seen", table_name="item")
     op.drop_table("item")
     op.drop_table("shop")
     op.drop_index("ix_page_body_fetched_at", table_name="page_body")
