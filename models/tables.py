@@ -33,7 +33,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return utc_text(value)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        return datetime.fromisoformat(value) if isinstance(value, str) else value
+        return datetime.fromisoformat(value).astimezone(UTC) if isinstance(value, str) else value
 
 
 def utc_text(value: datetime) -> str:

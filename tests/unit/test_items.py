@@ -35,6 +35,10 @@ def test_equal_numbers_and_moments_and_moving_figures_are_no_change(one: dict[st
 @pytest.mark.parametrize("field", TRACKED)
 def test_a_change_of_any_tracked_field_is_a_change(field: str) -> None:
     values: list[Any] = [None, "a", "b"]
+    if field in {"price", "drop_ship_price", "wholesale_price", "origin_price", "agent_price"}:
+        values = [None, Decimal("0"), Decimal("0.01")]
+    if field == "created_time":
+        values = [None, NOON, NOON + timedelta(seconds=1)]
     assert len({content_hash(Item(item_id="1", **{field: value})) for value in values}) == 3
 
 
