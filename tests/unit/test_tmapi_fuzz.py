@@ -4,6 +4,7 @@ import copy
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,12 +29,18 @@ def assert_storable(fetched: FetchedPage) -> None:
 
 
 def survives(body: bytes, status: int = 200) -> None:
+    """Decoding ends well, and the short way for usual pages ends exactly as the long one does."""
+    response = HttpResponse(status, {}, body)
     try:
-        fetched = SOURCE.decode(HttpResponse(status, {}, body))
+        fetched = SOURCE.decode(response)
     except FetchError as error:
         assert error.code and str(error).isprintable()
+        with pytest.raises(type(error)) as raised:
+            SOURCE.decode_any(response)
+        assert raised.value.code == error.code
     else:
         assert_storable(fetched)
+        assert fetched == SOURCE.decode_any(response)
 
 
 @given(body=st.binary(), status=st.integers(100, 599))
