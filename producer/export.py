@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal
 from importlib import import_module
 from typing import Any, BinaryIO, Protocol
@@ -110,8 +110,9 @@ class _Reader:
     """Reads items in the export's order, in batches of at most BATCH that each take one short transaction."""
 
     def __init__(self, engine: AsyncEngine, names: Sequence[str], since: datetime | None) -> None:
-        self._engine, self._since = engine, since
-        self._names = names
+        self._engine, self._names = engine, names
+        # SQLite compares times as text, where a whole second, being shorter, comes after its own fractions.
+        self._since = since - timedelta(microseconds=1) if since and not since.microsecond else since
         self._columns = [item.c.shop_id, item.c.item_id, *(EXPORTED[n] for n in names if EXPORTED[n].table is item)]
         self._group = 16  # shops read together; follows the size of the shops
 

@@ -13,7 +13,6 @@ from models.status import CrawlStatus, UnhappyShop
 from producer.console.figures import bars, figures, label_grid, unhappy_table
 from producer.console.text import number
 
-
 UNREADABLE = "the database of SHOPCRAWL_DATABASE_URL"
 
 

@@ -170,6 +170,8 @@ async def test_filters_choose_shops_times_and_columns(engine: AsyncEngine) -> No
     assert await keys(engine, shops=["old"]) == [("tmapi", "old", "1")]
     assert await keys(engine, since=LATER) == [("tmapi", "new", "2")]
     assert await keys(engine, since=LATER, shops=["old"]) == []
+    assert len(await keys(engine, since=SEEN.replace(microsecond=0))) == 3
+    assert len(await keys(engine, since=SEEN + timedelta(seconds=1))) == 1
     data = await exported(engine, format="csv", columns=["item_id", "shop", "item_id"], shops=["old"])
     assert data == b"item_id,shop\r\n1,old\r\n"
 
