@@ -1,5 +1,7 @@
 """The database and Redis that a command needs: opened, checked, and their errors told in one line with the cure."""
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 from alembic.util import CommandError
@@ -9,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.broker import redis_url
-from models.database import create_engine, require_schema, unavailable, upgrade
+from models.database import create_engine, is_postgresql, require_schema, unavailable, upgrade
 from models.errors import UnavailableError, UsageError
 from models.settings import Settings
 
@@ -23,11 +25,23 @@ def make_folder(path: Path) -> None:
 
 
 def open_engine(settings: Settings) -> AsyncEngine:
-    """An engine for the database of the settings; it has not connected yet. Raises UnavailableError for a bad URL."""
+    """An engine for the database of the settings. Raises UnavailableError for a bad URL or an unusable SQLite file."""
     try:
-        return create_engine(settings.database)
+        engine = create_engine(settings.database)
     except (SQLAlchemyError, ValueError):  # their texts repeat the URL or its parts
         raise UnavailableError("SHOPCRAWL_DATABASE_URL is not a database URL: check its host, port and name") from None
+    if not is_postgresql(engine):
+        _try_sqlite(engine.url.database or ":memory:")
+    return engine
+
+
+def _try_sqlite(file: str) -> None:
+    """Try the file here: the thread that the asyncio driver opens it in would outlive the failure, and complain."""
+    try:
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.execute("PRAGMA schema_version").fetchone()
+    except sqlite3.Error as error:
+        raise UnavailableError(f"the database cannot be used: {file}: {error} (see SHOPCRAWL_DATABASE_URL)") from None
 
 
 async def bring_up_to_date(engine: AsyncEngine) -> str:
