@@ -31,7 +31,7 @@ def configure_logging(settings: Settings, *, log_file: Path | None = None) -> No
     handlers = [terminal]
     if log_file is not None:
         terminal.setLevel(logging.WARNING)
-        handlers.insert(0, _file_handler(log_file))  # first, because the terminal's filter changes what it shortens
+        handlers.append(_file_handler(log_file))  # after the terminal: redaction fills in what floods are known by
     formatter = _formatter(json=settings.log_json)
     for handler in handlers:
         handler.setFormatter(formatter)
