@@ -150,7 +150,6 @@ def test_warning_stands_above_a_live_display_and_does_not_tear_it(
         logging.getLogger("producer.local").warning("worker died")
     frames = terminal.getvalue()
     before, _, after = frames.partition("worker died")
-    assert before.endswith("[warning  ] ") and "\x1b[2K" in before[before.rindex("BLOCK") :], (
-        "the block is erased first"
-    )
+    assert before.endswith("[warning  ] ")
+    assert "\x1b[2K" in before[before.rindex("BLOCK") :], "the block is erased first"
     assert "BLOCK" in after, "and drawn again below"
