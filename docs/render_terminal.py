@@ -21,7 +21,7 @@ from producer.console.progress import View, block
 from producer.demo import run_demo
 
 PICTURE = Path(__file__).parent / "terminal.svg"
-WIDTH = 92
+WIDTH = 100
 SHOWN_AT = 0.3  # share of the pages from which on the live block is drawn, once
 COLOURS = [(232, 104, 113), (126, 200, 114), (229, 192, 100), (97, 165, 240), (198, 120, 221), (86, 190, 200)]
 THEME = TerminalTheme(

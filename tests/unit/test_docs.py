@@ -106,6 +106,16 @@ def test_every_command_and_option_shown_exists(name: str) -> None:
     assert not wrong
 
 
+def test_every_option_that_the_readme_explains_exists() -> None:
+    def options(command: Any) -> set[str]:
+        inner = command.commands.values() if isinstance(command, TyperGroup) else ()
+        return _options(command).union(*map(options, inner))
+
+    explained = set(re.findall(r"`(--[a-z-]+)", page("README.md")))
+    assert explained
+    assert explained <= options(get_command(app))
+
+
 def test_the_readme_shows_every_command() -> None:
     def leaves(command: Any, path: str) -> Iterator[str]:
         if isinstance(command, TyperGroup):
