@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +89,7 @@ class Stack:
         service = self.service(name)
         image = {"SHOPCRAWL_DATA_DIR": str(self.folder / "data"), "SHOPCRAWL_ALLOW_ROOT": str(os.geteuid() == 0)}
         folders = [str(Path(sys.executable).parent), str(postgres_binaries()), "/usr/bin", "/bin"]
-        system = {"PATH": ":".join(folders), "HOME": str(self.folder / "home"), "HOSTNAME": socket.gethostname()}
+        system = {"PATH": ":".join(folders), "HOME": str(self.folder / "home"), "HOSTNAME": name}
         system["PGPORT"] = str(self.port["postgres"])
         secrets = [secret for secret in service.get("secrets", []) if secret.startswith("shopcrawl_")]
         given = service["environment"] | {secret.upper(): self.secret(secret) for secret in secrets}
@@ -98,6 +97,8 @@ class Stack:
 
     def start(self, name: str, *options: str) -> None:
         """Start a service's command and wait until its own health check succeeds. Raises TimeoutError."""
+        if name.startswith("worker"):
+            options = (*options, f"--hostname=worker@{name}")  # a container has a host name of its own
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = spawn(
                 self._with_environment(name, [*self.service(name)["command"], *options]),

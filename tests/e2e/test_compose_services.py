@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ import psutil
 import pytest
 import redis
 
+from tests.e2e.flower import Flower
 from tests.e2e.stack import SHOPS, TOKEN, Stack
 from tests.servers import PostgresServer
 
@@ -97,13 +97,9 @@ def test_the_fleet_itself_cannot_harm_redis(stack: Stack, command: str) -> None:
 
 
 def test_flower_asks_for_the_password(crawled: Stack) -> None:
-    address = f"http://127.0.0.1:{crawled.port['flower']}/api/tasks?limit=5"
-    with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(address)
-    keys = urllib.request.HTTPPasswordMgrWithDefaultRealm()
-    keys.add_password(None, address, "operator", crawled.secret("shopcrawl_flower_password"))
-    with urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(keys)).open(address) as answer:
-        tasks = json.loads(answer.read())
+    port = crawled.port["flower"]
+    assert Flower(port).ask("/api/tasks").status == 401
+    tasks = Flower(port, "operator", crawled.secret("shopcrawl_flower_password")).tasks()
     assert {task["name"] for task in tasks.values()} == {"crawl_page"}
 
 
