@@ -29,12 +29,23 @@ def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
     if url.startswith("sqlite"):
         engine = create_async_engine(url, connect_args={"timeout": SQLITE_BUSY_SECONDS}, **common)
         sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
     # JIT compiles for longer than our short statements run.
     server = {"jit": "off", "application_name": "shopcrawl", "timezone": "UTC"}
     arguments = {"server_settings": server, "timeout": 10}
     return create_async_engine(url, pool_size=pool_size, max_overflow=0, connect_args=arguments, **common)
+
+
+def reader(engine: AsyncEngine) -> AsyncEngine:
+    """The same engine for reading only: on SQLite it does not wait for the one writer, nor hold it up."""
+    return engine.execution_options(read_only=True)
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    # A writer that first reads and then writes would find the database locked: it takes the lock at once.
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

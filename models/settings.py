@@ -134,7 +134,8 @@ def load_settings(**overrides: object) -> Settings:
     """Read the settings, with `overrides` (from command line options) on top. Raises UsageError with one clear line."""
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return Settings(_secrets_dir=SECRETS_DIR if SECRETS_DIR.is_dir() else None, **given)  # type: ignore[arg-type]
+        folder = SECRETS_DIR if SECRETS_DIR.is_dir() else None
+        return Settings(_secrets_dir=folder, **given)  # type: ignore[call-arg, arg-type]
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = "SHOPCRAWL_" + "_".join(str(part) for part in first["loc"]).upper()

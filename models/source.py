@@ -57,7 +57,7 @@ class HttpResponse(msgspec.Struct, frozen=True):
 
 
 class Item(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One item as stored, for every source; a field the source did not send is None (absent), money is Decimal in yuan."""
+    """One item as stored, for every source; an absent field is None, money is in yuan."""
 
     item_id: str
     title: str | None = None
@@ -91,7 +91,7 @@ class Item(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class FetchedPage(msgspec.Struct):
-    """One decoded page: its items in the order sent, the total the API claims, the page size it echoes, oddities seen."""
+    """One decoded page: items in the order sent, the total the API claims, the page size it echoes, oddities."""
 
     items: list[Item]
     total: int | None = None

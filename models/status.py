@@ -136,7 +136,7 @@ async def crawl_status(connection: AsyncConnection, crawl_id: int, *, now: datet
     """The figures of a crawl at `now`. Raises UsageError if there is no such crawl."""
     row = (await connection.execute(_FACTS, {"crawl": crawl_id})).one_or_none()
     if row is None:
-        raise UsageError(f"there is no crawl {crawl_id}: `shopcrawl status --all` lists them")
+        raise UsageError(f"there is no crawl {crawl_id}: `shopcrawl crawls` lists them")
     return CrawlStatus(
         crawl=crawl_id,
         state=row.state,

@@ -32,7 +32,7 @@ class UtcDateTime(TypeDecorator[datetime]):
             return value and value.astimezone(UTC)
         return utc_text(value)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (the base's signature)
         return datetime.fromisoformat(value).astimezone(UTC) if isinstance(value, str) else value
 
 

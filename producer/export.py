@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.bulk import query_rows
-from models.database import unavailable
+from models.database import reader, unavailable
 from models.errors import ShopcrawlError, UsageError
 from models.tables import Money, UtcDateTime, item, shop
 
@@ -97,7 +97,7 @@ async def _shops_named(engine: AsyncEngine, keys: Sequence[str]) -> list[_Shop]:
     """The shops with these keys, of all sources, in the export's order. Raises UsageError for an unknown key."""
     wanted = sorted(set(keys))
     sql = 'SELECT s.id, s.source, s."key" FROM {r} JOIN shop s ON s."key" = r."key"'
-    async with engine.connect() as connection:
+    async with reader(engine).connect() as connection:
         rows = await query_rows(connection, sql, [shop.c.key], [{"key": key} for key in wanted])
     missing = sorted(set(wanted) - {row.key for row in rows})
     if missing:
@@ -146,7 +146,7 @@ class _Reader:
             shops = await self._read_shops(query.where(place > sa.tuple_(shops[-1].source, shops[-1].key)))
 
     async def _read_shops(self, query: sa.Select[Any]) -> list[_Shop]:
-        async with self._engine.connect() as connection:
+        async with reader(self._engine).connect() as connection:
             return [_Shop(row.id, row.source, row.key) for row in await connection.execute(query)]
 
     async def _fetch(self, group: Sequence[_Shop], after: str | None = None) -> Sequence[sa.Row[Any]]:
@@ -158,7 +158,7 @@ class _Reader:
             query = query.order_by(item.c.item_id)
         if after is not None:
             query = query.where(item.c.item_id > after)
-        async with self._engine.connect() as connection:
+        async with reader(self._engine).connect() as connection:
             return (await connection.execute(query)).all()
 
     def _rows(self, group: Sequence[_Shop], found: Sequence[sa.Row[Any]]) -> Rows:

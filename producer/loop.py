@@ -5,7 +5,6 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
-from kombu.exceptions import KombuError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,13 +14,13 @@ from models import credentials, fleet
 from models.background import background
 from models.broker import redis_url
 from models.credentials import Parked
-from models.database import Clock, unavailable
+from models.database import Clock, reader, unavailable
 from models.messages import QUEUE, URGENT_QUEUE, PageTask
 from models.settings import Settings
 from models.source import source_named, source_names
 from producer import metrics
 from producer.dispatch import Dispatcher, oldest_due, window
-from producer.enqueue import Sender
+from producer.enqueue import send
 from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
 from producer.settle import review
 
@@ -39,7 +38,6 @@ class Producer:
     def __init__(self, settings: Settings, engine: AsyncEngine, clock: Clock) -> None:
         self._settings, self._engine, self._clock = settings, engine, clock
         self._redis = Redis.from_url(redis_url(settings), socket_timeout=10, socket_connect_timeout=5)
-        self._sender = Sender(settings)
         self._dispatcher = Dispatcher()
         self._suspicion = Suspicion()
         self._capacities: Sequence[int] = ()
@@ -57,7 +55,6 @@ class Producer:
             async with background(*steps, self._clock.keep(self._engine)):
                 await asyncio.Event().wait()
         finally:
-            await asyncio.to_thread(self._sender.close)
             await self._redis.aclose()
 
     async def _repeat(self, step: Callable[[], Awaitable[float]], name: str) -> None:
@@ -69,7 +66,7 @@ class Producer:
                 if outage:
                     logger.info("%s works again", name)
                 outage = 0.0
-            except (SQLAlchemyError, RedisError, KombuError, OSError, TimeoutError) as error:
+            except (SQLAlchemyError, RedisError, OSError, TimeoutError) as error:
                 if not outage:
                     detail = unavailable(error) if isinstance(error, SQLAlchemyError) else type(error).__name__
                     logger.warning("%s waits: %s", name, detail)
@@ -96,7 +93,7 @@ class Producer:
         metrics.sent.set(out + len(tasks))
         if tasks:
             # After the commit: should this process die here, the reconciler finds the pages missing and sends them.
-            await asyncio.to_thread(self._sender.send, tasks)
+            await send(self._redis, tasks)
             metrics.messages.inc(len(tasks))
         return len(tasks)
 
@@ -131,7 +128,7 @@ class Producer:
         self._capacities = [worker.capacity for worker in workers]
         metrics.workers.set(len(workers))
         now = self._clock.now()
-        async with self._engine.connect() as connection:
+        async with reader(self._engine).connect() as connection:
             parked = await credentials.parked(connection)
             suspects = await overdue(connection, now)
             metrics.oldest_due.set(await oldest_due(connection, source_names(), now))

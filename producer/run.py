@@ -17,7 +17,7 @@ from models import credentials, fleet, metrics
 from models.background import background, stop_tasks
 from models.broker import redis_url
 from models.crawls import Submission, unfinished_crawls
-from models.database import Clock, is_postgresql, require_schema
+from models.database import Clock, is_postgresql, reader, require_schema
 from models.errors import UsageError
 from models.settings import Settings
 from models.status import CrawlStatus, crawl_status, latest_crawl_id, recent_crawls, unhappy_shops, waiting
@@ -218,7 +218,7 @@ def run_until_signalled(main: Awaitable[T]) -> T:
 
 async def show_summary(settings: Settings, console: Console, status: CrawlStatus, closing: str = "") -> None:
     """Print how a crawl ended."""
-    async with database(settings) as (engine, _clock), engine.connect() as connection:
+    async with database(settings) as (engine, _clock), reader(engine).connect() as connection:
         unhappy = await unhappy_shops(connection, status.crawl, UNHAPPY_SHOWN)
     print_summary(console, status, unhappy, database=shown_location(settings.database), closing=closing)
 
@@ -228,13 +228,13 @@ async def show_status(
 ) -> CrawlStatus:
     """Read a crawl's status, follow it if asked to, and print it unless `quiet`."""
     async with database(settings) as (engine, clock):
-        async with engine.connect() as connection:
+        async with reader(engine).connect() as connection:
             chosen = crawl_id if crawl_id is not None else await latest_crawl_id(connection)
             if chosen is None:
                 raise UsageError("nothing has been crawled yet: `shopcrawl crawl shops.csv` starts")
         if watch_it:
             await _watch_anywhere(settings, engine, clock, chosen)
-        async with engine.connect() as connection:
+        async with reader(engine).connect() as connection:
             status = await crawl_status(connection, chosen, now=clock.now())
             unhappy = await unhappy_shops(connection, chosen, UNHAPPY_SHOWN)
             parked = await waiting(connection, chosen)
@@ -255,5 +255,5 @@ async def _watch_anywhere(settings: Settings, engine: AsyncEngine, clock: Clock,
 
 async def list_crawls(settings: Settings, console: Console) -> None:
     """Print the newest crawls, a line each."""
-    async with database(settings) as (engine, clock), engine.connect() as connection:
+    async with database(settings) as (engine, clock), reader(engine).connect() as connection:
         print_crawls(console, await recent_crawls(connection, CRAWLS_LISTED), now=clock.now())

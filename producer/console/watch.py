@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models import fleet
-from models.database import Clock, unavailable
+from models.database import Clock, reader, unavailable
 from models.source import source_names
 from models.status import CrawlStatus, crawl_status, waiting
 from producer.console.progress import Fleet, Pace, View, block, line, warnings
@@ -145,7 +145,7 @@ class _Reader:
 
     async def read(self) -> View:
         """A new view. Raises SQLAlchemyError or OSError when the database is away."""
-        async with self._engine.connect() as connection:
+        async with reader(self._engine).connect() as connection:
             status = await crawl_status(connection, self._crawl_id, now=self._clock.now())
             parked = await waiting(connection, self._crawl_id)
         self._pace = self._pace.step(status.pages.finished, time.monotonic())

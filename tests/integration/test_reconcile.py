@@ -10,10 +10,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models import fleet
 from models.messages import QUEUE, URGENT_QUEUE, PageTask
-from models.settings import Settings
 from models.tables import crawl, item, page, shop_crawl
 from producer import reconcile
-from producer.enqueue import Sender
+from producer.enqueue import send
 from producer.reconcile import Sending, alive, delivered, overdue, send_again, sendings
 from producer.settle import review
 from tests.ledger import after, dispatch, done, engine_for, items, rows, store, submit
@@ -55,11 +54,6 @@ async def again(
         )
 
 
-def send(redis_url: str, *tasks: PageTask) -> None:
-    with Sender(Settings(_env_file=None, redis_url=redis_url)) as sender:  # type: ignore[call-arg, arg-type]
-        sender.send(tasks)
-
-
 async def test_a_sending_is_suspect_only_after_the_grace(engine: AsyncEngine) -> None:
     await submit(engine, "a", "b")
     (early,) = await dispatch(engine, room=1)
@@ -74,7 +68,7 @@ async def test_a_sending_is_suspect_only_after_the_grace(engine: AsyncEngine) ->
 
 
 async def test_what_waits_in_a_queue_is_not_lost_in_either_queue(redis: Redis, redis_url: str) -> None:
-    send(redis_url, page_task(1), page_task(2, fence=3, priority=0))
+    await send(redis, [page_task(1), page_task(2, fence=3, priority=0)])
     assert await redis.llen(QUEUE) == await redis.llen(URGENT_QUEUE) == 1
     suspects = frozenset({(1, 1), (2, 3), (2, 2), (3, 1)})
     assert await alive(redis, suspects) == {(1, 1), (2, 3)}
@@ -98,7 +92,7 @@ async def test_what_a_living_worker_holds_is_not_lost(redis: Redis) -> None:
 
 
 async def test_after_flushall_everything_that_is_out_is_missing(redis: Redis, redis_url: str) -> None:
-    send(redis_url, page_task(1))
+    await send(redis, [page_task(1)])
     await redis.flushall()
     suspects = frozenset({(1, 1), (2, 1)})
     assert await alive(redis, suspects) == frozenset()

@@ -240,9 +240,7 @@ def upgrade() -> None:
     )
     if op.get_bind().dialect.name == "postgresql":
         # The ledger is rewritten page by page: room for updates in place, and vacuum long before a fifth of it is dead.
-        op.execute(
-            "ALTER TABLE page SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0)"
-        )
+        op.execute("ALTER TABLE page SET (fillfactor = 80, autovacuum_vacuum_scale_factor = 0.02)")
         op.execute("ALTER TABLE page_body ALTER body SET STORAGE EXTERNAL")  # compressed already
 
 
