@@ -2,7 +2,7 @@
 
 from celery import Celery
 from celery.signals import setup_logging, worker_init
-from kombu import Queue
+from kombu.entity import Queue
 
 from models import metrics
 from models.broker import celery_config
@@ -15,14 +15,14 @@ settings = load_settings()
 transport.install()
 app = Celery("shopcrawl", include=["worker.tasks"])
 app.conf.update(celery_config(settings))
-app.conf.task_queues = [Queue(URGENT_QUEUE), Queue(QUEUE)]
+app.conf.task_queues = [Queue(URGENT_QUEUE), Queue(QUEUE)]  # type: ignore[no-untyped-call]
 
 
-@setup_logging.connect
+@setup_logging.connect  # type: ignore[untyped-decorator]
 def _set_up_logging(**_: object) -> None:
     configure_logging(settings)
 
 
-@worker_init.connect
+@worker_init.connect  # type: ignore[untyped-decorator]
 def _serve_metrics(**_: object) -> None:
     metrics.start(settings)

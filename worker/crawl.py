@@ -19,8 +19,8 @@ from models.source import Credential, FetchedPage, HttpResponse, Source, source_
 from worker import metrics
 from worker.client import Client
 from worker.limiter import Limiter
-from worker.permits import AllParked, DuplicateDelivery, Permit
 from worker.parking import Parking
+from worker.permits import AllParked, DuplicateDelivery, Permit
 from worker.retry import Dead, Decision, FailShop, PutBack, WaitHere, decide
 from worker.writer import Writer
 
@@ -63,7 +63,7 @@ class Attempts:
 
 
 async def crawl_page(task: PageTask, hands: Hands) -> str:
-    """Fetch and store one page; returns the state it ended in, or `duplicate` if another delivery of it has been taken."""
+    """Fetch and store one page; returns the state it ended in, or `duplicate` if another delivery has taken it."""
     if hands.held.get(task.page_id, -1) >= task.fence:
         return "duplicate"
     hands.held[task.page_id] = task.fence

@@ -350,6 +350,10 @@ class Limiter:
         lane.parked = lane.park_unsent = reason
         pool.nudge(0)
 
+    async def unpark(self, source: str, credential_name: str) -> None:
+        """Use this credential again: the whole fleet learns of it with its next call."""
+        await fleet.unpark(self._redis, source, credential_name)
+
     @property
     def calls(self) -> int:
         """Calls made to Redis so far."""

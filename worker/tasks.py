@@ -40,7 +40,7 @@ _hands: Hands | None = None
 
 def hands() -> Hands:
     """The hands of this process."""
-    assert _hands is not None, "the loop has not started"
+    assert _hands is not None  # noqa: S101 (tasks run only after the loop has started)
     return _hands
 
 
