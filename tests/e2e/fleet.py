@@ -101,6 +101,11 @@ class Fleet:
         self._processes[name].kill()
         self._processes[name].wait()
 
+    def stop(self, name: str) -> int:
+        """Ask a process to end (SIGTERM) and return its exit code."""
+        self._processes[name].terminate()
+        return self._processes[name].wait(60)
+
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a `shopcrawl` command to its end."""
         environment = {**os.environ, **self._settings}
@@ -142,7 +147,7 @@ class Fleet:
         if crawl_id is not None:
             query = query.join(shop_crawl, shop_crawl.c.id == page.c.shop_crawl_id)
             query = query.where(shop_crawl.c.crawl_id == crawl_id)
-        return Counter({state: count for state, count in await self.read(query)})
+        return Counter(dict(map(tuple, await self.read(query))))
 
     async def is_finished(self, crawl_id: int) -> bool:
         """Whether a crawl has ended by itself."""
@@ -153,7 +158,10 @@ class Fleet:
         """Wait until so many pages are stored."""
 
         async def enough() -> bool:
-            return (await self.pages())["done"] >= pages
+            try:
+                return (await self.pages())["done"] >= pages
+            except sa.exc.OperationalError:  # an embedded crawl has yet to create its database
+                return False
 
         await until(enough, what=f"{pages} stored pages")
 
@@ -164,12 +172,13 @@ class Fleet:
     async def verdicts(self, crawl_id: int) -> Counter[str]:
         """Shops of a crawl by verdict."""
         query = sa.select(shop_crawl.c.verdict, sa.func.count()).where(shop_crawl.c.crawl_id == crawl_id)
-        return Counter({verdict: count for verdict, count in await self.read(query.group_by(shop_crawl.c.verdict))})
+        return Counter(dict(map(tuple, await self.read(query.group_by(shop_crawl.c.verdict)))))
 
     async def calls(self) -> Counter[str]:
         """Calls that the ledger has counted, by outcome."""
-        rows = await self.read(sa.select(call.c.outcome, sa.func.sum(call.c.calls)).group_by(call.c.outcome))
-        return Counter({outcome: int(count) for outcome, count in rows})
+        made = sa.func.sum(call.c.calls).label("made")
+        rows = await self.read(sa.select(call.c.outcome, made).group_by(call.c.outcome))
+        return Counter({row.outcome: int(row.made) for row in rows})
 
     async def stored(self) -> dict[Key, Values]:
         """Every stored item with every column that the vendor's row speaks of."""
@@ -202,7 +211,7 @@ async def until(
     """Poll `condition` until it holds. Raises TimeoutError after `within` seconds."""
     try:
         async with asyncio.timeout(within):
-            while not await condition():
+            while not await condition():  # noqa: ASYNC110 - other processes set no event here
                 await asyncio.sleep(POLL)
     except TimeoutError:
         raise TimeoutError(f"{what} not reached within {within:g} s") from None
