@@ -34,7 +34,7 @@ demo: setup  ## Crawl 1,000 simulated shops with faults, and check the result
 	@$(BIN)/shopcrawl demo
 
 test: setup  ## Run the whole suite, or TESTS=path
-	@$(BIN)/python -m pytest -n $(JOBS) $(TESTS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
 
 lint: setup  ## Check style, types and layers
 	@$(BIN)/ruff check .

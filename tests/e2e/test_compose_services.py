@@ -15,7 +15,7 @@ from tests.e2e.flower import Flower
 from tests.e2e.stack import SHOPS, TOKEN, Stack
 from tests.servers import PostgresServer
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("compose")]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.e2e.flower import Flower, links
 from tests.servers import RedisServer, free_port, wait_until
 from tests.simulator.process import SimulatorProcess
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("flower")]
 SHOPS = 8
 CONCURRENCY = 10
 PASSWORD = "canary-flower-password"
