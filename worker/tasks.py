@@ -44,7 +44,7 @@ def hands() -> Hands:
     return _hands
 
 
-@app.task(name=TASK_NAME)  # type: ignore[untyped-decorator]
+@app.task(name=TASK_NAME, Request="worker.request:PageRequest")  # type: ignore[untyped-decorator]
 @async_task
 async def crawl_page(**message: Any) -> str:
     """Fetch and store one page of one shop."""
