@@ -109,7 +109,7 @@ def test_the_base_image_is_pinned_by_version() -> None:
     assert dockerfile.count("pip install") == dockerfile.count("--require-hashes") + dockerfile.count("--no-index")
 
 
-@pytest.mark.parametrize("name", SERVICES.keys() - ONE_SHOT)
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - ONE_SHOT))
 def test_a_service_is_restarted_watched_and_not_waited_for_in_vain(name: str) -> None:
     service = SERVICES[name]
     assert service["restart"] == "unless-stopped"
