@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -133,18 +133,21 @@ def measure(options: argparse.Namespace) -> bool:
 def figures(runs: Mapping[str, list[Run]], parts: int) -> list[Figure]:
     """Medians of the runs; the ratio is the median of the ratios of neighbouring runs."""
     ratios = [a.rate / b.rate for a, b in zip(runs["ours"], runs["plain"], strict=True)]
-    found = [
+    return [
         Figure("ratio of pages/s, ours to plain script", statistics.median(ratios), "", LEAST_RATIO),
         Figure("ours", statistics.median(run.rate for run in runs["ours"]), "pages/s"),
         Figure(f"plain script, {parts} process(es)", statistics.median(run.rate for run in runs["plain"]), "pages/s"),
+        *(figure for kind, group in runs.items() for figure in _costs(kind, group)),
     ]
-    for kind, group in runs.items():
-        for role in group[0].cpu:
-            value = statistics.median(run.cpu[role] for run in group)
-            found.append(Figure(f"CPU of {role}, {kind}", value, "ms/page"))
-        for name in group[0].work:
-            found.append(Figure(f"{name}, {kind}", statistics.median(run.work[name] for run in group), "per page"))
-    return found
+
+
+def _costs(kind: str, group: Sequence[Run]) -> list[Figure]:
+    cpu = {role: statistics.median(run.cpu[role] for run in group) for role in group[0].cpu}
+    work = {name: statistics.median(run.work[name] for run in group) for name in group[0].work}
+    return [
+        *(Figure(f"CPU of {role}, {kind}", value, "ms/page") for role, value in cpu.items()),
+        *(Figure(f"{name}, {kind}", value, "per page") for name, value in work.items()),
+    ]
 
 
 def parser() -> argparse.ArgumentParser:

@@ -94,10 +94,10 @@ class Script:
         """Fetch and store everything."""
         pool = await asyncpg.create_pool(database, min_size=connections, max_size=connections)
         connector = aiohttp.TCPConnector(limit=0)
-        async with pool, aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(concurrency):
-                    group.create_task(self._work(session, pool))
+        session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+        async with pool, session, asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(self._work(session, pool))
 
     async def _work(self, session: aiohttp.ClientSession, pool: asyncpg.Pool) -> None:
         while self.todo or self.open:
@@ -112,7 +112,13 @@ class Script:
                 self.open -= 1
 
     async def _page(self, session: aiohttp.ClientSession, pool: asyncpg.Pool, shop: str, number: int) -> None:
-        query = {"apiToken": "t", "member_id": shop, "page": number, "page_size": PAGE_SIZE, "sort": "time_up"}
+        query: dict[str, str | int] = {
+            "apiToken": "t",
+            "member_id": shop,
+            "page": number,
+            "page_size": PAGE_SIZE,
+            "sort": "time_up",
+        }
         async with session.get(self.url, params=query) as answer:
             data = decode(await answer.read())["data"]
         if number == 1:

@@ -39,14 +39,16 @@ def record(process: psutil.Process, output: Path, *, gil: bool) -> subprocess.Po
 
 def summary(stacks: Path, top: int) -> str:
     """The functions in which most samples lie, with those they called (all) and without (own), in percent."""
-    whole, own, total = Counter[str](), Counter[str](), 0
+    whole: Counter[str] = Counter()
+    own: Counter[str] = Counter()
+    total = 0
     for line in stacks.read_text().splitlines():
-        stack, _, count = line.rpartition(" ")
+        stack, _, samples = line.rpartition(" ")
         frames = [_readable(frame) for frame in stack.split(";")]
-        total += int(count)
-        own[frames[-1]] += int(count)
+        total += int(samples)
+        own[frames[-1]] += int(samples)
         for frame in set(frames):
-            whole[frame] += int(count)
+            whole[frame] += int(samples)
     lines = [f"{total} samples of {SAMPLES_PER_SECOND}/s", "  all %  own %  function"]
     for frame, count in whole.most_common(top):
         lines.append(f"  {100 * count / total:5.1f}  {100 * own[frame] / total:5.1f}  {frame}")
