@@ -9,6 +9,8 @@ from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
+from pydantic import SecretStr
+
 from models.errors import (
     CredentialParkedError,
     FetchError,
@@ -88,8 +90,7 @@ class TmapiSource:
 
     def credentials(self, settings: Settings) -> tuple[Credential, ...]:
         """One credential for each different token; its name is the start of the token's SHA-256."""
-        tokens = dict.fromkeys(token.get_secret_value() for token in settings.tmapi_tokens)
-        return tuple(Credential(hashlib.sha256(token.encode()).hexdigest()[:8], token) for token in tokens)
+        return _credentials(settings.tmapi_tokens)
 
     def credential_help(self) -> str:
         """One line that tells a user how to configure a credential."""
@@ -288,6 +289,12 @@ def _page_size(value: Any, anomalies: list[str]) -> int | None:
         return size
     anomalies.append("bad-page-size")
     return None
+
+
+@cache  # asked for with every page
+def _credentials(tokens: tuple[SecretStr, ...]) -> tuple[Credential, ...]:
+    secrets = dict.fromkeys(token.get_secret_value() for token in tokens)
+    return tuple(Credential(hashlib.sha256(secret.encode()).hexdigest()[:8], secret) for secret in secrets)
 
 
 @cache
