@@ -141,10 +141,21 @@ async def _call(task: PageTask, source: Source, permit: Permit, hands: Hands) ->
         return response, fetched
     except FetchError as error:
         throttled, outcome = isinstance(error, ThrottledError), error.code
+        if isinstance(error, CredentialParkedError | SourceStoppedError):
+            # Before the permit goes back: whoever had it next would be refused as well.
+            await _park(task, source, permit.credential, error, hands)
         raise
     finally:
         permit.release(ok=ok, throttled=throttled)
         metrics.count_call(task.source, outcome, time.monotonic() - started)
+
+
+async def _park(task: PageTask, source: Source, credential: Credential, error: FetchError, hands: Hands) -> None:
+    """Stop the whole fleet from calling with this credential, or with any credential of the source."""
+    names = [credential.name]
+    if isinstance(error, SourceStoppedError):
+        names = [each.name for each in source.credentials(hands.settings)]
+    await hands.parking.park(task.source, names, redact(str(error), [credential.secret]))
 
 
 async def _react(
@@ -163,10 +174,6 @@ async def _react(
         case FailShop():
             return _result(task, hands, attempts, state="refused", outcome=error.code, reason=reason)
         case _:  # the credential, or every credential of the source, is parked; others carry on with the page
-            names = [credential.name]
-            if isinstance(error, SourceStoppedError):
-                names = [c.name for c in source_named(task.source).credentials(hands.settings)]
-            await hands.parking.park(task.source, names, reason)
             if task.credential is None:
                 return None
             return _result(task, hands, attempts, state="ready", outcome=error.code, reason=reason, delay=0)
