@@ -19,8 +19,8 @@ IN_FLIGHT = 10
 
 
 def simulated(**options: Any) -> SimulatorProcess:
-    """About 500 pages of shops of equal size."""
-    sizes = {"profile": "uniform", "shops": 50, "items_min": 100, "items_max": 300}
+    """About 1,000 pages of fifty shops."""
+    sizes = {"profile": "uniform", "shops": 50, "items_min": 200, "items_max": 600}
     return SimulatorProcess(seed=9, token=TOKEN, **sizes | options)
 
 
