@@ -22,7 +22,12 @@ from worker import metrics as worker_metrics
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     path
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/simulator/*.md"))
+    for path in (
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("tests/simulator/*.md"),
+        *ROOT.glob("benchmarks/*.md"),
+    )
     if ".venv" not in path.parts
 )
 GENERATE = runpy.run_path(str(ROOT / "docs" / "generate.py"))
