@@ -31,7 +31,7 @@ from models.tables import call, crawl, item, page, shop, shop_crawl
 from producer.dispatch import Dispatcher
 from producer.reconcile import overdue, send_again
 from producer.settle import review
-from tests.ledger import SOURCE, after, done, ended, items, requests
+from tests.ledger import SOURCE, after, dispatch, done, ended, engine_for, items, requests, rows, store, submit
 
 ROWS = {"empty": 0, "small": 7, "full": 40, "large": 95}
 CLAIMED = ROWS | {"full": 100}  # three pages too many: they are planned, and cancelled or called in vain
@@ -323,3 +323,22 @@ async def test_producers_side_by_side_review_each_page_once(postgres_url: str, p
         }
     finally:
         await engine.dispose()
+
+
+async def test_behind_the_end_only_pages_that_were_not_sent_are_cancelled(sqlite_url: str) -> None:
+    async with engine_for(sqlite_url) as engine:
+        await submit(engine, "shop")
+        await store(engine, done((await dispatch(engine))[0], items(*range(20)), total=120))
+        async with engine.begin() as connection:
+            assert await review(connection, now=after(2)) == 1
+        second, third, fourth = await dispatch(engine, room=3, now=after(3))
+        await store(engine, done(third, total=120))
+        async with engine.begin() as connection:
+            assert await review(connection, now=after(4)) == 1
+        assert [row.state for row in await rows(engine, page)] == ["done", "sent", "done", "sent", *["cancelled"] * 2]
+        assert await store(engine, done(fourth, total=120), done(second, items(20), total=120)) == [True, True]
+        async with engine.begin() as connection:
+            assert await review(connection, now=after(5)) == 2
+        (settled,) = await rows(engine, shop_crawl)
+        assert (settled.verdict, settled.last_page, settled.distinct_items) == ("partial", 2, 21)
+        assert (settled.pages_done, settled.pages_cancelled, settled.planned) == (4, 2, 6)
