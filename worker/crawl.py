@@ -7,8 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from backports import zstd
-
+from models.compression import zstd
 from models.database import Clock
 from models.errors import CredentialParkedError, FetchError, SourceStoppedError, ThrottledError
 from models.ledger import Calls, PageResult

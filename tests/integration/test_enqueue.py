@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from kombu import Connection
+from kombu.connection import Connection
 from redis.asyncio import Redis
 
 from models.messages import NORMAL_PRIORITY, QUEUE, TASK_NAME, URGENT_PRIORITY, URGENT_QUEUE, PageTask

@@ -13,10 +13,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import brotli  # type: ignore[import-untyped]
+import brotli
 import pytest
-from backports import zstd
 
+from models.compression import zstd
 from models.errors import FetchError, SourceStoppedError, TransientError
 from models.settings import Settings
 from models.source import HttpRequest

@@ -25,7 +25,8 @@ def read(tmp_path: Path, content: str | bytes, **options: str) -> list[tuple[str
 
 @pytest.mark.parametrize(
     "content",
-    ["jane727\nb2b-22aa\n", "shop\njane727\nb2b-22aa\n", "\ufeffshop\r\njane727\r\n\r\nb2b-22aa", '"jane727"\n"b2b-22aa"\n',
+    ["jane727\nb2b-22aa\n",
+     "shop\njane727\nb2b-22aa\n", "\ufeffshop\r\njane727\r\n\r\nb2b-22aa", '"jane727"\n"b2b-22aa"\n',
      "shop,source\njane727,tmapi\nb2b-22aa,\n", "SHOP, sort\njane727,\n b2b-22aa ,\n"],
 )  # fmt: skip
 def test_one_shop_per_line_or_a_csv_with_a_header_mean_the_same(tmp_path: Path, content: str) -> None:
