@@ -9,7 +9,6 @@ TASK_NAME = "crawl_page"
 RECRAWL_TASK_NAME = "recrawl_shops"
 QUEUE = "pages"
 URGENT_QUEUE = "pages.urgent"
-CONTROL_QUEUE = "operator"
 URGENT_PRIORITY = 0
 NORMAL_PRIORITY = 5
 

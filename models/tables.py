@@ -75,7 +75,7 @@ crawl = sa.Table(
     metadata,
     _id(),
     sa.Column("kind", sa.Text, nullable=False, comment="crawl or recrawl"),
-    sa.Column("state", sa.Text, nullable=False, comment="submitting, running or finished"),
+    sa.Column("state", sa.Text, nullable=False, comment="running or finished"),
     sa.Column(
         "fingerprint", sa.Text, nullable=False, comment="of shops and options: the same command resumes its crawl"
     ),
@@ -157,7 +157,7 @@ page = sa.Table(
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("priority", sa.SmallInteger, nullable=False),
     sa.Column("rank", sa.Integer, nullable=False, comment="ordinal inside its shop crawl: all shops advance together"),
-    sa.Column("state", sa.Text, nullable=False, comment="ready, sent, done, dead or cancelled"),
+    sa.Column("state", sa.Text, nullable=False, comment="ready, sent, done, dead, refused or cancelled"),
     sa.Column("reviewed", sa.Boolean, nullable=False, comment="the producer has drawn its conclusions from the result"),
     sa.Column("fence", sa.Integer, nullable=False, comment="number of sendings: only the newest may be stored"),
     sa.Column("tries", sa.SmallInteger, nullable=False, comment="failed answers"),

@@ -217,9 +217,9 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
 
 
 def _require_access(settings: Settings, sources: set[str]) -> None:
-    """Raise UsageError unless each source has a credential and an address."""
+    """Raise UsageError unless each source has an address and, where this process calls it, a credential."""
     for adapter in map(source_named, sorted(sources)):
-        if not adapter.credentials(settings):
+        if settings.redis_url is None and not adapter.credentials(settings):
             raise UsageError(adapter.credential_help())
         adapter.base_url(settings)
 

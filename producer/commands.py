@@ -118,7 +118,7 @@ def worker(context: typer.Context) -> None:
     settings = load_settings()
     refuse_root(settings)
     redis_url(settings)
-    become([*celery_command("worker", settings.log_level), *context.args], environment(settings))
+    become([*celery_command(f"worker-{os.getpid()}", settings.log_level), *context.args], environment(settings))
 
 
 def flower() -> None:

@@ -216,11 +216,13 @@ def run_until_signalled(main: Awaitable[T]) -> T:
         raise told from error
 
 
-async def show_summary(settings: Settings, console: Console, status: CrawlStatus, closing: str = "") -> None:
+async def show_summary(
+    settings: Settings, console: Console, status: CrawlStatus, *, command: str = "shopcrawl"
+) -> None:
     """Print how a crawl ended."""
     async with database(settings) as (engine, _clock), reader(engine).connect() as connection:
         unhappy = await unhappy_shops(connection, status.crawl, UNHAPPY_SHOWN)
-    print_summary(console, status, unhappy, database=shown_location(settings.database), closing=closing)
+    print_summary(console, status, unhappy, database=shown_location(settings.database), command=command)
 
 
 async def show_status(

@@ -6,15 +6,20 @@ from kombu.entity import Queue
 
 from models import metrics
 from models.broker import celery_config
+from models.errors import ShopcrawlError
 from models.logs import configure_logging
 from models.messages import QUEUE, URGENT_QUEUE
 from models.settings import load_settings
 from worker import transport
 
-settings = load_settings()
+try:
+    settings = load_settings()
+    config = celery_config(settings)
+except ShopcrawlError as error:
+    raise SystemExit(f"shopcrawl: {error}") from None
 transport.install()
 app = Celery("shopcrawl", include=["worker.tasks"])
-app.conf.update(celery_config(settings))
+app.conf.update(config)
 app.conf.task_queues = [Queue(URGENT_QUEUE), Queue(QUEUE)]  # type: ignore[no-untyped-call]
 
 

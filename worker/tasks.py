@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import msgspec
+from celery.signals import worker_ready
 from redis.asyncio import Redis
 
 from models import fleet
@@ -27,7 +28,7 @@ from worker.crawl import crawl_page as crawl_one_page
 from worker.limiter import Limiter
 from worker.loop import on_loop_start, on_loop_stop
 from worker.parking import Parking
-from worker.pool import async_task
+from worker.pool import AsyncioPool, async_task
 from worker.writer import Writer
 
 BEAT_SECONDS = 2.0
@@ -36,6 +37,18 @@ PROCESS = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(3)}"
 logger = logging.getLogger(__name__)
 _exit = AsyncExitStack()
 _hands: Hands | None = None
+_pool: AsyncioPool | None = None
+
+
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def _meet_pool(sender: Any, **_: object) -> None:
+    global _pool  # noqa: PLW0603 (see _make_hands)
+    _pool = sender.pool
+
+
+def capacity() -> int:
+    """Pages this process may hold now: remote control grows and shrinks its pool."""
+    return _pool.limit if _pool is not None else settings.concurrency
 
 
 def hands() -> Hands:
@@ -86,7 +99,7 @@ async def _make_hands() -> None:
     limiter = Limiter(redis, process=PROCESS)
     await limiter.start()
     _exit.push_async_callback(limiter.stop)
-    client = await _exit.enter_async_context(Client(settings, max_connections=settings.concurrency))
+    client = await _exit.enter_async_context(Client(settings))
     writer = Writer(engine)
     writer.start()
     _exit.push_async_callback(writer.stop)
@@ -111,7 +124,7 @@ async def _keep_beating(redis: Redis, hands: Hands) -> None:
     while True:
         metrics.in_flight.set(len(hands.held))
         try:
-            await fleet.beat(redis, PROCESS, settings.concurrency, list(hands.held.items()))
+            await fleet.beat(redis, PROCESS, capacity(), list(hands.held.items()))
             away = False
         except Exception as error:  # whatever is wrong with Redis, keep beating
             if not away:

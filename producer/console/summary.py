@@ -31,13 +31,19 @@ def shown_location(url: str) -> str:
 
 
 def print_summary(
-    console: Console, status: CrawlStatus, unhappy: Sequence[UnhappyShop], *, database: str, closing: str = ""
+    console: Console,
+    status: CrawlStatus,
+    unhappy: Sequence[UnhappyShop],
+    *,
+    database: str,
+    closing: str = "",
+    command: str = "shopcrawl",
 ) -> None:
     """Print the summary; `database` is its shown location, `unhappy` the first shops to name, `closing` a last line."""
     parts: list[RenderableType] = [_headline(status), "", *bars(status), figures(status, database)]
     if unhappy:
         parts += ["", unhappy_table(status, unhappy)]
-    parts += ["", _next_steps(status)]
+    parts += ["", _next_steps(status, command)]
     if closing:
         parts += ["", Text(closing)]
     console.print(Padding(Group(*parts), (1, 1)))
@@ -56,19 +62,19 @@ def _headline(status: CrawlStatus) -> Text:
     return Text(f"✔ Crawl {status.crawl} finished: all {number(status.shops)} shops complete{drifted}", "bold green")
 
 
-def _next_steps(status: CrawlStatus) -> Table:
+def _next_steps(status: CrawlStatus, command: str) -> Table:
     """Commands that make sense now, each with what it does."""
-    steps = [("shopcrawl export items --format csv > items.csv", "all items, as CSV")]
+    steps = [("export items --format csv > items.csv", "all items, as CSV")]
     if not status.is_finished:
-        steps.insert(0, ("shopcrawl resume", "go on where it stopped"))
+        steps.insert(0, ("resume", "go on where it stopped"))
     if status.verdicts.partial:
-        steps.append(("shopcrawl recrawl --verdict partial", "retry partial shops"))
+        steps.append(("recrawl --verdict partial", "retry partial shops"))
     if status.verdicts.failed:
-        steps.append(("shopcrawl recrawl --failed", "retry failed shops"))
-    steps.append(("shopcrawl status", "these figures again"))
+        steps.append(("recrawl --failed", "retry failed shops"))
+    steps.append(("status", "these figures again"))
     grid = label_grid()
     grid.add_column(no_wrap=True)
     grid.add_column(style="dim")
-    for index, (command, meaning) in enumerate(steps):
-        grid.add_row("" if index else "next", Text(command, "cyan"), meaning)
+    for index, (arguments, meaning) in enumerate(steps):
+        grid.add_row("" if index else "next", Text(f"{command} {arguments}", "cyan"), meaning)
     return grid

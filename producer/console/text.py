@@ -77,7 +77,14 @@ def outcomes(calls: Mapping[str, int]) -> Text:
 
 def joined(parts: list[str | Text], separator: str = " · ") -> Text:
     """Parts with a dim separator between them; empty ones are left out."""
-    return Text(separator, style="dim").join(part if isinstance(part, Text) else Text(part) for part in parts if part)
+    line = Text()
+    for part in parts:
+        if not part:
+            continue
+        if line:
+            line.append(separator, style="dim")
+        line.append_text(part if isinstance(part, Text) else Text(part))
+    return line
 
 
 def progress_bar(done: float, total: float, width: int) -> ProgressBar:

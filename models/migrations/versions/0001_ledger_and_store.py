@@ -31,7 +31,7 @@ def upgrade() -> None:
         "crawl",
         sa.Column("id", BigId, sa.Identity(always=False), nullable=False),
         sa.Column("kind", sa.Text(), nullable=False, comment="crawl or recrawl"),
-        sa.Column("state", sa.Text(), nullable=False, comment="submitting, running or finished"),
+        sa.Column("state", sa.Text(), nullable=False, comment="running or finished"),
         sa.Column(
             "fingerprint", sa.Text(), nullable=False, comment="of shops and options: the same command resumes its crawl"
         ),
@@ -190,7 +190,7 @@ def upgrade() -> None:
         sa.Column(
             "rank", sa.Integer(), nullable=False, comment="ordinal inside its shop crawl: all shops advance together"
         ),
-        sa.Column("state", sa.Text(), nullable=False, comment="ready, sent, done, dead or cancelled"),
+        sa.Column("state", sa.Text(), nullable=False, comment="ready, sent, done, dead, refused or cancelled"),
         sa.Column(
             "reviewed", sa.Boolean(), nullable=False, comment="the producer has drawn its conclusions from the result"
         ),
