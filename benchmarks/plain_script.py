@@ -6,7 +6,6 @@ It has no queue, no ledger, no limiter, no retries and no archive: what it had n
 import argparse
 import asyncio
 import json
-import os
 import sys
 import time
 from collections import deque
@@ -91,13 +90,20 @@ class Script:
         self.statement = upsert()
 
     async def run(self, database: str, concurrency: int, connections: int) -> None:
-        """Fetch and store everything."""
+        """Fetch and store everything, print what it took, and keep the connections until standard input ends."""
         pool = await asyncpg.create_pool(database, min_size=connections, max_size=connections)
         connector = aiohttp.TCPConnector(limit=0)
         session = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
-        async with pool, session, asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(self._work(session, pool))
+        async with pool, session:
+            print("ready", flush=True)
+            sys.stdin.readline()
+            started, cpu = time.perf_counter(), time.process_time()
+            async with asyncio.TaskGroup() as group:
+                for _ in range(concurrency):
+                    group.create_task(self._work(session, pool))
+            seconds, used = time.perf_counter() - started, time.process_time() - cpu
+            print(json.dumps({"pages": self.pages, "seconds": seconds, "cpu": used}), flush=True)
+            sys.stdin.readline()  # the server's processes must live on until their CPU time has been read
 
     async def _work(self, session: aiohttp.ClientSession, pool: asyncpg.Pool) -> None:
         while self.todo or self.open:
@@ -137,16 +143,10 @@ def shop_ids(names: Sequence[str]) -> Iterator[tuple[str, int]]:
 
 
 async def main(options: argparse.Namespace) -> None:
-    """Wait for the word to go on standard input, crawl, and print what it took."""
+    """Read the shops from standard input, then crawl when told to go."""
     names = json.loads(sys.stdin.readline())
     mine = dict(list(shop_ids(names))[options.part :: options.parts])
-    script = Script(options.url + "/1688/shop/items", mine)
-    print("ready", flush=True)
-    sys.stdin.readline()
-    started, cpu = time.perf_counter(), time.process_time()
-    await script.run(options.database, options.concurrency, options.connections)
-    seconds, used = time.perf_counter() - started, time.process_time() - cpu
-    print(json.dumps({"pages": script.pages, "seconds": seconds, "cpu": used, "pid": os.getpid()}), flush=True)
+    await Script(options.url + "/1688/shop/items", mine).run(options.database, options.concurrency, options.connections)
 
 
 if __name__ == "__main__":
