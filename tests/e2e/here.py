@@ -35,7 +35,7 @@ def run_here(folder: Path, *arguments: str, env: Mapping[str, object] | None = N
     with (
         _logging_restored(),
         chdir(folder),
-        patch.dict(os.environ, inherited | settings, clear=True),
+        patch.dict(os.environ, inherited | settings | {"COLUMNS": "160"}, clear=True),
         patch.multiple(sys, argv=["shopcrawl", *arguments], stdout=out, stderr=err),
         patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), "utf-8")),
         pytest.raises(SystemExit) as ended,
