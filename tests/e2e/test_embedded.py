@@ -31,10 +31,10 @@ def fleet(tmp_path: Path) -> Iterator[Fleet]:
         yield running
 
 
-async def start(fleet: Fleet) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
-    """An embedded crawl in the middle of its work, and every process that it has started."""
+async def start(fleet: Fleet, pages: int) -> tuple[subprocess.Popen[bytes], list[psutil.Process]]:
+    """An embedded crawl that has stored so many pages, and every process that it has started."""
     crawl = fleet.background("crawl", "crawl", str(fleet.shops_file()), "--quiet")
-    await fleet.until_done(50)
+    await fleet.until_done(pages)
     children = psutil.Process(crawl.pid).children(recursive=True)
     commands = " ".join(word for child in children for word in child.cmdline())
     assert "redis-server" in commands
@@ -46,14 +46,14 @@ def wait_until_gone(children: list[psutil.Process]) -> None:
     wait_until(lambda: not any(child.is_running() for child in children), within=GONE_WITHIN, what="the children's end")
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-async def test_interrupted_crawl_is_continued_by_the_same_command(fleet: Fleet, end: signal.Signals) -> None:
-    crawl, children = await start(fleet)
-    crawl.send_signal(end)
-    assert crawl.wait(60) == INTERRUPTED
-    assert "nothing is lost" in fleet.log("crawl")
-    assert not any(child.is_running() for child in children)
-    assert not await fleet.is_finished(1)
+async def test_interrupted_crawl_is_continued_by_the_same_command(fleet: Fleet) -> None:
+    for end, pages in ((signal.SIGINT, 50), (signal.SIGTERM, 150)):
+        crawl, children = await start(fleet, pages)
+        crawl.send_signal(end)
+        assert crawl.wait(60) == INTERRUPTED
+        assert "nothing is lost" in fleet.log("crawl")
+        assert not any(child.is_running() for child in children)
+        assert not await fleet.is_finished(1)
     again = fleet.run("crawl", str(fleet.shops_file()), "--quiet", "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["crawl"] == 1
@@ -62,7 +62,7 @@ async def test_interrupted_crawl_is_continued_by_the_same_command(fleet: Fleet, 
 
 
 async def test_killed_crawl_takes_its_children_along_and_resume_completes_it(fleet: Fleet) -> None:
-    crawl, children = await start(fleet)
+    crawl, children = await start(fleet, 50)
     crawl.kill()
     wait_until_gone(children)
     assert not await fleet.is_finished(1)

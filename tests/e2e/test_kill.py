@@ -21,6 +21,7 @@ SLOTS = CONCURRENCY * len(WORKERS)
 # Fewer calls than slots: the others wait for a permit, so that every slot has a page in it.
 LIMITS: dict[str, Any] = {"concurrency": CONCURRENCY, "tmapi_concurrency_start": 30, "tmapi_concurrency_max": 30}
 KILLS = 5
+SENT_AGAIN = "pages were lost on their way and are sent again"
 
 
 @pytest.fixture
@@ -63,6 +64,7 @@ async def every_slot_busy(redis: RedisServer) -> None:
 async def assert_survived(fleet: Fleet, crawl_id: int, *, most_repeats: int) -> None:
     """The crawl ends by itself and complete; at most so many whole pages were delivered again."""
     started = time.monotonic()
+    assert not await fleet.is_finished(crawl_id)
     await fleet.until_finished(crawl_id)
     print(f"ended {time.monotonic() - started:.1f} s after the last fault, {fleet.repeated} repeats of {most_repeats}")
     await fleet.assert_complete(crawl_id)
@@ -76,6 +78,7 @@ async def test_workers_killed_five_times_lose_nothing(fleet: Fleet) -> None:
         fleet.kill(name)
         fleet.worker(name)
     await assert_survived(fleet, crawl_id, most_repeats=CONCURRENCY * KILLS)
+    assert SENT_AGAIN in fleet.log("producer")
 
 
 async def test_worker_told_to_stop_finishes_what_it_holds_and_leaves_the_rest(fleet: Fleet) -> None:
@@ -92,6 +95,7 @@ async def test_flushed_redis_loses_nothing(fleet: Fleet, redis: RedisServer) -> 
     with redis.client() as client:
         client.flushall()
     await assert_survived(fleet, crawl_id, most_repeats=SLOTS)
+    assert SENT_AGAIN in fleet.log("producer")
 
 
 async def test_redis_killed_under_full_load_and_started_empty_loses_nothing(fleet: Fleet, redis: RedisServer) -> None:
@@ -100,6 +104,7 @@ async def test_redis_killed_under_full_load_and_started_empty_loses_nothing(flee
     await every_slot_busy(redis)
     redis.restart(immediate=True)
     await assert_survived(fleet, crawl_id, most_repeats=SLOTS)
+    assert SENT_AGAIN in fleet.log("producer")
 
 
 async def test_two_producers_send_no_page_twice_and_may_be_killed_one_after_the_other(fleet: Fleet) -> None:

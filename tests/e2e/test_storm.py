@@ -19,15 +19,15 @@ IN_FLIGHT = 10
 
 
 def simulated(**options: Any) -> SimulatorProcess:
-    """About 1,000 pages of fifty shops."""
-    sizes = {"profile": "uniform", "shops": 50, "items_min": 200, "items_max": 600}
+    """About 20 pages of each shop."""
+    sizes = {"profile": "uniform", "shops": 15, "items_min": 200, "items_max": 600}
     return SimulatorProcess(seed=9, token=TOKEN, **sizes | options)
 
 
 @pytest.fixture(params=["status", "body"])
 def gated(request: pytest.FixtureRequest) -> Iterator[SimulatorProcess]:
     """A vendor that answers 503, in either channel, to more than 20 calls at once."""
-    with simulated(gate=GATE, latency=0.1, switches={"gate_channel": request.param}) as running:
+    with simulated(shops=50, gate=GATE, latency=0.1, switches={"gate_channel": request.param}) as running:
         yield running
 
 
