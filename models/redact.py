@@ -13,6 +13,7 @@ MASK = "***"
 # Shorter secrets would blot out ordinary words; the patterns below still catch them where they name themselves.
 SHORTEST_SECRET = 4
 DEEPEST_VALUE = 8
+QUERY_SAFE = "/:?@!$'()*,;"  # what HTTP clients leave as it is in a query
 
 _NAMED = re.compile(
     r"""(?ix) \b ( (?: api_?token | access_?token | passwd | password ) (?: = | %3D | ["'] \s* [:=,] \s* ["'] ) )
@@ -114,5 +115,5 @@ def _spellings(secret: str) -> set[str]:
         userinfo, separator, _ = secret.split("://", 1)[1].rpartition("@")
         secret = userinfo.partition(":")[2] if separator else ""
     forms = {secret, unquote(secret)}
-    forms |= {quote(form, safe="") for form in forms} | {quote_plus(form) for form in forms}
+    forms |= {encode(form, safe=safe) for form in forms for encode in (quote, quote_plus) for safe in ("", QUERY_SAFE)}
     return forms | {repr(form)[1:-1] for form in forms}
