@@ -41,7 +41,7 @@ def run_here(folder: Path, *arguments: str, env: Mapping[str, object] | None = N
         pytest.raises(SystemExit) as ended,
     ):
         main()
-    raw, told = (stream.buffer.getvalue() for stream in (out, err))  # type: ignore[attr-defined]
+    raw, told = (stream.buffer.getvalue() for stream in (out, err))
     return Done(int(ended.value.code or 0), raw.decode(errors="replace"), told.decode(), raw)
 
 
