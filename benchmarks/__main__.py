@@ -5,7 +5,8 @@ import json
 import subprocess
 import sys
 
-from benchmarks.rig import RESULTS, ROOT, Figure
+from benchmarks.figures import RESULTS, Figure
+from benchmarks.rig import ROOT
 
 NAMES = ("end_to_end", "many_in_flight", "million_pages")
 

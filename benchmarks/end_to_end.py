@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import psutil
 
 from benchmarks.crawls import crawl_all
-from benchmarks.rig import ROOT, Figure, Rig, cpu_by_role, end, report, rig, work_done
+from benchmarks.figures import Figure, report
+from benchmarks.rig import ROOT, Rig, cpu_by_role, end, rig, work_done
 from tests.simulator.process import SimulatorProcess
 
 NAME = "end_to_end"

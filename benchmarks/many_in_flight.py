@@ -6,7 +6,8 @@ import statistics
 import sys
 
 from benchmarks.crawls import crawl_all
-from benchmarks.rig import Figure, Rig, cpu_by_role, peak_megabytes, report, rig
+from benchmarks.figures import Figure, report
+from benchmarks.rig import Rig, cpu_by_role, peak_megabytes, rig
 from tests.simulator.process import SimulatorProcess
 
 NAME = "many_in_flight"

@@ -5,7 +5,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from benchmarks.rig import PRODUCER, Figure, Rig, peak_megabytes, report, rig
+from benchmarks.figures import Figure, report
+from benchmarks.rig import PRODUCER, Rig, peak_megabytes, rig
 from tests.servers import wait_until
 
 NAME = "million_pages"

@@ -17,7 +17,8 @@ import psutil
 
 from benchmarks.crawls import crawl_all
 from benchmarks.end_to_end import CONCURRENCY, WORKERS
-from benchmarks.rig import RESULTS, Rig, cpu_by_role, rig
+from benchmarks.figures import RESULTS
+from benchmarks.rig import Rig, cpu_by_role, rig
 from tests.simulator.process import SimulatorProcess
 
 SAMPLES_PER_SECOND = 200
