@@ -9,6 +9,8 @@ TASK_NAME = "crawl_page"
 RECRAWL_TASK_NAME = "recrawl_shops"
 QUEUE = "pages"
 URGENT_QUEUE = "pages.urgent"
+CLIENT_QUEUE = "celery"
+"""Where any Celery client sends by default: a re-crawl can be asked for without knowing our queues."""
 URGENT_PRIORITY = 0
 NORMAL_PRIORITY = 5
 

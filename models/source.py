@@ -139,6 +139,7 @@ def source_named(name: str) -> Source:
     return adapter
 
 
+@cache
 def source_names() -> list[str]:
     """The names of all registered sources."""
     return sorted(point.name for point in entry_points(group=ENTRY_POINT_GROUP))

@@ -273,9 +273,7 @@ def environment(settings: Settings) -> dict[str, str]:
     """Every setting as the variable that a child reads it from, so that a child has exactly its parent's settings."""
     values = {name: getattr(settings, name) for name in type(settings).model_fields}
     values |= {"data_dir": settings.data_dir.absolute(), "database_url": settings.database}
-    # TERM then ends a worker within its soft shutdown's time: what takes longer goes back to the queue.
-    remap = {"REMAP_SIGTERM": "SIGQUIT"}
-    return {f"SHOPCRAWL_{name.upper()}": _text(value) for name, value in values.items()} | remap
+    return {f"SHOPCRAWL_{name.upper()}": _text(value) for name, value in values.items()}
 
 
 def _text(value: Any) -> str:

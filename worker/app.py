@@ -8,7 +8,7 @@ from models import metrics
 from models.broker import celery_config
 from models.errors import ShopcrawlError
 from models.logs import configure_logging
-from models.messages import QUEUE, URGENT_QUEUE
+from models.messages import CLIENT_QUEUE, QUEUE, URGENT_QUEUE
 from models.settings import load_settings
 from worker import transport
 
@@ -20,7 +20,7 @@ except ShopcrawlError as error:
 transport.install()
 app = Celery("shopcrawl", include=["worker.tasks"])
 app.conf.update(config)
-app.conf.task_queues = [Queue(URGENT_QUEUE), Queue(QUEUE)]  # type: ignore[no-untyped-call]
+app.conf.task_queues = [Queue(name) for name in (URGENT_QUEUE, QUEUE, CLIENT_QUEUE)]  # type: ignore[no-untyped-call]
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]

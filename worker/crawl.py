@@ -12,7 +12,7 @@ from models.database import Clock
 from models.errors import CredentialParkedError, FetchError, SourceStoppedError, ThrottledError
 from models.ledger import Calls, PageResult
 from models.messages import PageTask
-from models.redact import redact
+from models.redact import redact, redact_bytes
 from models.settings import Settings
 from models.source import Credential, FetchedPage, HttpResponse, Source, source_named
 from worker import metrics
@@ -134,7 +134,7 @@ async def _call(task: PageTask, source: Source, permit: Permit, hands: Hands) ->
     started = time.monotonic()
     try:
         request = source.request(task, permit.credential, hands.settings, hands.clock.now())
-        response = _without_secret(await hands.client.fetch(request), permit.credential)
+        response = _without_secrets(await hands.client.fetch(request), hands.settings.secrets)
         fetched = source.decode(response)
         ok, outcome = True, "200"
         return response, fetched
@@ -154,14 +154,14 @@ async def _park(task: PageTask, source: Source, credential: Credential, error: F
     names = [credential.name]
     if isinstance(error, SourceStoppedError):
         names = [each.name for each in source.credentials(hands.settings)]
-    await hands.parking.park(task.source, names, redact(str(error), [credential.secret]))
+    await hands.parking.park(task.source, names, redact(str(error), hands.settings.secrets))
 
 
 async def _react(
     task: PageTask, credential: Credential, error: FetchError, decision: Decision, attempts: Attempts, hands: Hands
 ) -> PageResult | None:
     """Carry out a decision; returns the page's result, or None when it is to be called again."""
-    reason = redact(str(error), [credential.secret])
+    reason = redact(str(error), hands.settings.secrets)
     match decision:
         case WaitHere(delay):
             await asyncio.sleep(delay)
@@ -205,12 +205,9 @@ def _result(
     )
 
 
-def _without_secret(response: HttpResponse, credential: Credential) -> HttpResponse:
-    """A server that echoes the token must not plant it in the store, the archive or a message."""
-    secret = credential.secret.encode()
-    if secret not in response.body:
-        return response
-    return HttpResponse(response.status, response.headers, response.body.replace(secret, b"***"))
+def _without_secrets(response: HttpResponse, secrets: tuple[str, ...]) -> HttpResponse:
+    """A server that echoes what it was sent must not plant it in the store, the archive or a message."""
+    return HttpResponse(response.status, response.headers, redact_bytes(response.body, secrets))
 
 
 def _archived(body: bytes) -> bytes:

@@ -20,6 +20,7 @@ from celery._state import _task_stack
 from celery.concurrency.base import BasePool
 from celery.exceptions import ImproperlyConfigured, SoftTimeLimitExceeded, Terminated, TimeLimitExceeded
 from celery.utils.threads import USE_FAST_LOCALS, get_ident
+from celery.worker.state import active_requests
 from sqlalchemy.util.concurrency import await_, greenlet_spawn
 
 from worker.loop import CANCEL_GRACE, LoopThread
@@ -153,6 +154,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # celery ships no types
     body_can_be_buffer = True
     signal_safe = False
 
+    patience = 20.0  # seconds that running tasks get to finish when the worker stops
     watchdog_warn_after = 30.0  # seconds of a blocked loop until all stacks are logged
     watchdog_exit_after = 120.0  # seconds of a blocked loop until the process exits with code 70
 
@@ -209,9 +211,15 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # celery ships no types
         self._waiting.clear()
 
     def on_stop(self) -> None:
-        """Wait for the running tasks, however long they take; told to end, they get ten seconds."""
+        """Wait for the running tasks, at most `patience` seconds; the messages of those that take longer go back."""
         self._waiting.clear()
-        self._deliver_until_idle()
+        self._deliver_until_idle(self.patience)
+        for request in tuple(active_requests) if self._running else ():
+            request.cancel(self)
+        self._deliver_until_idle(CANCEL_GRACE)
+        if self._running:
+            logger.error("%d cancelled tasks did not end in time and are left behind", len(self._running))
+            self._running.clear()
         if self._thread is not None:
             self._thread.stop()
         self._doorbell.close()
@@ -316,17 +324,14 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # celery ships no types
         _call_safely(_report, job, outcome)
         self._begin_waiting()
 
-    def _deliver_until_idle(self) -> None:
-        patience = CANCEL_GRACE
-        while self._running:
-            try:
+    def _deliver_until_idle(self, patience: float) -> None:
+        """Deliver what ends until nothing runs, at most `patience` seconds, or ten once all were told to end."""
+        deadline = time.monotonic() + patience
+        while self._running and time.monotonic() < deadline:
+            if all(job.signal is not None for job in list(self._running.values())):
+                deadline = min(deadline, time.monotonic() + CANCEL_GRACE)
+            with contextlib.suppress(queue.Empty):
                 self._deliver(*self._ended.get(timeout=IDLE_TICK))
-            except queue.Empty:
-                if all(job.signal is not None for job in list(self._running.values())):
-                    patience -= IDLE_TICK
-                if patience <= 0:
-                    logger.error("%d cancelled tasks did not end in time and are left behind", len(self._running))
-                    self._running.clear()
 
     def _get_info(self) -> dict[str, Any]:
         """Figures for ``inspect stats`` and Flower."""

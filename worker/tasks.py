@@ -1,6 +1,7 @@
 """The two Celery tasks, and the hands they share, made when the process's loop starts and put away when it stops."""
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -44,6 +45,11 @@ _pool: AsyncioPool | None = None
 def _meet_pool(sender: Any, **_: object) -> None:
     global _pool  # noqa: PLW0603 (see _make_hands)
     _pool = sender.pool
+    # What start-up left behind stays: the collector need not look through it again and again. Pages make little
+    # cyclic garbage, so it may also look less often; a fifth of the CPU went there.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def capacity() -> int:
