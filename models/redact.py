@@ -1,8 +1,10 @@
 """Keeps secrets out of everything a person or a log can read."""
 
+import json
 import logging
 import re
 import traceback
+from base64 import b64encode
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -12,14 +14,18 @@ MASK = "***"
 
 # Shorter secrets would blot out ordinary words; the patterns below still catch them where they name themselves.
 SHORTEST_SECRET = 4
+SHORTEST_IN_BODY = 8  # data must stay as it came: a weak password may well be part of an item's number
 DEEPEST_VALUE = 8
-QUERY_SAFE = "/:?@!$'()*,;"  # what HTTP clients leave as it is in a query
+QUERY_SAFE = ("", "/", "/:?@!$'()*,;")  # what different programs leave as it is in a query
 
 _NAMED = re.compile(
     r"""(?ix) \b ( (?: api_?token | access_?token | passwd | password ) (?: = | %3D | ["'] \s* [:=,] \s* ["'] ) )
         [^\s"'&<>]+""",
 )
 _AUTHORIZATION = re.compile(r"""(?i)\b(authorization["']?\s*[:=,]\s*["']?(?:bearer|basic)\s+)[^\s"',]+""")
+_PERCENT = re.compile("%[0-9A-F]{2}")
+_MARKUP = re.compile("[<>&='+]")  # what some JSON encoders escape for the sake of HTML
+_ENCODED = re.compile(r"%[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|[^A-Za-z0-9]")  # what encodings may change or have made
 _USERINFO = re.compile(r"""(://[^\s/:@"']{0,256}:)[^\s/"']{1,1024}@""")
 
 
@@ -31,6 +37,15 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     text = _NAMED.sub(rf"\1{MASK}", text)
     text = _AUTHORIZATION.sub(rf"\1{MASK}", text)
     return _USERINFO.sub(rf"\1{MASK}@", text)
+
+
+def redact_bytes(body: bytes, secrets: Iterable[str]) -> bytes:
+    """Mask every given secret in an answer's bytes, in each of its spellings and those of JSON."""
+    hints, spellings = _in_bytes(tuple(secrets))
+    if any(hint in body for hint in hints):  # a cheap scan: nearly every body holds none
+        for spelling in spellings:
+            body = body.replace(spelling, MASK.encode())
+    return body
 
 
 def redact_value(value: Any, secrets: Iterable[str] = (), depth: int = DEEPEST_VALUE) -> Any:
@@ -109,11 +124,26 @@ def _known(secrets: tuple[str, ...]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, usable))) if usable else None
 
 
+@lru_cache(maxsize=64)
+def _in_bytes(secrets: tuple[str, ...]) -> tuple[tuple[bytes, ...], tuple[bytes, ...]]:
+    """The spellings to mask in an answer, longest first, and a few parts of them without which none is there."""
+    plain = {spelling for secret in secrets for spelling in _spellings(secret)}
+    escaped = {json.dumps(spelling, ensure_ascii=narrow)[1:-1] for spelling in plain for narrow in (True, False)}
+    escaped |= {spelling.replace("/", "\\/") for spelling in escaped}
+    escaped |= {_MARKUP.sub(lambda match: f"\\u{ord(match[0]):04x}", spelling) for spelling in escaped}
+    usable = sorted((s for s in plain | escaped if len(s) >= SHORTEST_IN_BODY), key=len, reverse=True)
+    hints = {max(_ENCODED.sub(" ", spelling).split(), key=len, default=spelling) for spelling in usable}
+    return tuple(hint.encode() for hint in sorted(hints)), tuple(spelling.encode() for spelling in usable)
+
+
 def _spellings(secret: str) -> set[str]:
     """How a secret may be written. Of a URL only the password is secret: the rest helps whoever reads the log."""
+    login = ""
     if "://" in secret:
-        userinfo, separator, _ = secret.split("://", 1)[1].rpartition("@")
-        secret = userinfo.partition(":")[2] if separator else ""
+        userinfo = secret.split("://", 1)[1].rpartition("@")[0]
+        secret = userinfo.partition(":")[2]
+        login = b64encode(unquote(userinfo).encode()).decode()  # as the basic scheme sends it
     forms = {secret, unquote(secret)}
-    forms |= {encode(form, safe=safe) for form in forms for encode in (quote, quote_plus) for safe in ("", QUERY_SAFE)}
-    return forms | {repr(form)[1:-1] for form in forms}
+    forms |= {encode(form, safe=safe) for form in forms for encode in (quote, quote_plus) for safe in QUERY_SAFE}
+    forms |= {_PERCENT.sub(lambda match: match[0].lower(), form) for form in forms}
+    return {login} | forms | {repr(form)[1:-1] for form in forms}

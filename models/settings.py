@@ -102,8 +102,13 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every secret text in force, for redaction."""
-        single = (self.database_url, self.redis_url, self.proxy, self.flower_password)
-        return tuple(s.get_secret_value() for s in (*self.tmapi_tokens, *single) if s is not None)
+        single = (self.database_url, self.redis_url, self.flower_password)
+        return (*self.sent_secrets, *(s.get_secret_value() for s in single if s is not None))
+
+    @property
+    def sent_secrets(self) -> tuple[str, ...]:
+        """The secrets that calls carry, and that answers may therefore give back."""
+        return tuple(s.get_secret_value() for s in (*self.tmapi_tokens, self.proxy) if s is not None)
 
 
 def _is_http_url(url: str) -> bool:

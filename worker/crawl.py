@@ -104,7 +104,7 @@ async def _fetch_until_decided(task: PageTask, hands: Hands) -> PageResult:
                 settings=hands.settings,
                 random=random.random(),
             )
-            result = await _react(task, permit.credential, error, decision, attempts, hands)
+            result = await _react(task, error, decision, attempts, hands)
             if result is not None:
                 return result
         else:
@@ -134,7 +134,7 @@ async def _call(task: PageTask, source: Source, permit: Permit, hands: Hands) ->
     started = time.monotonic()
     try:
         request = source.request(task, permit.credential, hands.settings, hands.clock.now())
-        response = _without_secrets(await hands.client.fetch(request), hands.settings.secrets)
+        response = _without_secrets(await hands.client.fetch(request), hands.settings.sent_secrets)
         fetched = source.decode(response)
         ok, outcome = True, "200"
         return response, fetched
@@ -158,7 +158,7 @@ async def _park(task: PageTask, source: Source, credential: Credential, error: F
 
 
 async def _react(
-    task: PageTask, credential: Credential, error: FetchError, decision: Decision, attempts: Attempts, hands: Hands
+    task: PageTask, error: FetchError, decision: Decision, attempts: Attempts, hands: Hands
 ) -> PageResult | None:
     """Carry out a decision; returns the page's result, or None when it is to be called again."""
     reason = redact(str(error), hands.settings.secrets)

@@ -1,15 +1,19 @@
 """No secret survives redaction, in whatever spelling it comes."""
 
 import io
+import json
 import logging
+import re
 import sys
-from urllib.parse import quote
+from base64 import b64encode
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from models.redact import RedactSecrets, redact, redact_value
+from models.redact import MASK, RedactSecrets, redact, redact_bytes, redact_value
 
 CANARY = "can/ary +5f1d=0c'"
 SECRETS = (CANARY, "postgresql://crawler:p%40ss-w0rd@db/shop", "sqlite:///plain.db")
@@ -42,6 +46,41 @@ def test_masks_the_secret_and_nothing_else(text: str, expected: str) -> None:
 def test_a_known_secret_never_survives(before: str, after: str, secret: str) -> None:
     assume("*" not in secret and "://" not in secret)
     assert secret not in redact(before + secret + after, (secret,))
+
+
+ECHOES = {
+    "as it is": lambda text: text,
+    "in a query": quote_plus,
+    "in a query with small digits": lambda text: re.sub("%..", lambda match: match[0].lower(), quote(text, safe="")),
+    "in JSON": json.dumps,
+    "in JSON of a query": lambda text: json.dumps(quote(text)),
+    "in ASCII-free JSON": lambda text: json.dumps(text, ensure_ascii=False),
+    "in PHP's JSON": lambda text: json.dumps(text).replace("/", r"\/"),
+    "in Gson's JSON": lambda text: re.sub("[=+']", lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text)),
+}
+
+
+@pytest.mark.parametrize("echo", ECHOES.values(), ids=ECHOES.keys())
+@pytest.mark.parametrize("secret", ["can/ary +5f1d=0c'", 'kätzchen"7f3a\\==', "a-b-c-d-e-f", "+/=+/=+/=+/="])
+def test_a_secret_that_a_server_echoes_is_masked_in_the_body(secret: str, echo: Callable[[str], str]) -> None:
+    body = f"seen {echo(secret)}, done".encode()
+    masked = redact_bytes(body, ("another-secret", secret))
+    assert re.fullmatch(rb'seen "?\*\*\*"?, done', masked), masked
+
+
+def test_the_login_at_a_proxy_is_masked_in_the_body() -> None:
+    login = b64encode(b"me:p@ss-w0rd").decode()
+    body = f"p%40ss-w0rd p@ss-w0rd Basic {login}".encode()
+    assert redact_bytes(body, ("http://me:p%40ss-w0rd@proxy:3128",)) == b"*** *** Basic ***"
+
+
+def test_the_longer_of_two_secrets_is_masked_as_a_whole() -> None:
+    assert redact_bytes(b"token-of-me-and-you", ("token-of-me", "token-of-me-and-you")) == MASK.encode()
+
+
+def test_a_body_without_a_secret_stays_as_it_came() -> None:
+    body = b'{"item_id": "61234567", "title": "secret of tokens"}'
+    assert redact_bytes(body, ("1234", "token-of-the-shop", "http://proxy:3128")) is body
 
 
 def test_values_inside_containers_are_masked_and_other_types_kept() -> None:
