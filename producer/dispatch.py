@@ -25,6 +25,15 @@ def window(setting: int, capacities: Sequence[int]) -> int:
     return setting or max(SMALLEST_WINDOW, 2 * sum(capacities))
 
 
+def fair_shares(room: int, sources: Sequence[str], turn: int = 0) -> dict[str, int]:
+    """Divide room evenly; who gets one page more than another changes with every turn."""
+    start = turn % len(sources) if sources else 0
+    return {
+        source: (room + len(sources) - 1 - place) // len(sources)
+        for place, source in enumerate([*sources[start:], *sources[:start]])
+    }
+
+
 class ShopFacts(msgspec.Struct, frozen=True):
     """What a message says about its shop besides the page."""
 
@@ -40,6 +49,7 @@ class Dispatcher:
 
     def __init__(self) -> None:
         self._shops: OrderedDict[int, ShopFacts] = OrderedDict()
+        self._turn = 0
 
     async def sent(self, connection: AsyncConnection) -> int:
         """How many pages are out now."""
@@ -55,15 +65,22 @@ class Dispatcher:
         now: datetime,
         credential: str | None = None,
     ) -> list[PageTask]:
-        """Mark up to `room` due pages of these sources as sent, by priority and then fairly across shops.
+        """Mark up to `room` due pages as sent, shared fairly by these sources, and in each by priority and shop.
 
-        `credential`: the pages are a probe of this one. Rows that another producer is taking are skipped.
+        What a source leaves of its share goes to the others. `credential`: the pages are a probe of this one. Rows
+        that another producer is taking are skipped.
         """
         tasks: list[PageTask] = []
-        for source in sources:
-            rows = await self._mark_sent(connection, source, min(room, LARGEST_DISPATCH) - len(tasks), now)
-            await self._learn_shops(connection, {row.shop_crawl_id for row in rows})
-            tasks += [self._task(row, credential) for row in rows]
+        hungry, left = list(sources), min(room, LARGEST_DISPATCH)
+        while hungry and left > 0:
+            self._turn += 1
+            for source, share in fair_shares(left, hungry, self._turn).items():
+                rows = await self._mark_sent(connection, source, share, now)
+                await self._learn_shops(connection, {row.shop_crawl_id for row in rows})
+                tasks += [self._task(row, credential) for row in rows]
+                left -= len(rows)
+                if len(rows) < share:
+                    hungry.remove(source)
         # RETURNING keeps no order; messages leave in the order that was decided.
         return sorted(tasks, key=lambda task: (task.priority, task.page, task.page_id))
 

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from models.crawls import new_page, submit_recrawl
+from models.crawls import ShopRequest, new_page, submit_crawl, submit_recrawl
 from models.messages import PageTask
 from models.tables import page, shop_crawl
 from producer import dispatch as dispatching
-from producer.dispatch import Dispatcher, oldest_due, window
+from producer.dispatch import Dispatcher, fair_shares, oldest_due, window
 from producer.reconcile import overdue
 from producer.settle import review
 from tests.ledger import OPTIONS, SOURCE, START, after, dispatch, done, ended, engine_for, requests, rows, store, submit
@@ -104,6 +106,36 @@ async def test_only_ready_pages_of_the_sources_asked_for_leave(engine: AsyncEngi
         probes = await dispatcher.take_due(connection, sources=[SOURCE], room=1, now=START, credential="key-2")
         assert [(probe.shop, probe.credential) for probe in probes] == [("b", "key-2")]
     assert [each.shop for each in await dispatch(engine)] == ["c"]
+
+
+@pytest.mark.parametrize(("first", "second", "taken"), [(9, 9, (4, 4)), (9, 1, (7, 1)), (1, 9, (1, 7)), (2, 3, (2, 3))])
+async def test_sources_share_the_room_and_none_of_it_is_wasted(
+    engine: AsyncEngine, first: int, second: int, taken: tuple[int, int]
+) -> None:
+    wanted = [ShopRequest(SOURCE, str(number), OPTIONS) for number in range(first)]
+    wanted += [ShopRequest("other", str(number), OPTIONS) for number in range(second)]
+    async with engine.begin() as connection:
+        await submit_crawl(connection, wanted, now=START)
+        tasks = await Dispatcher().take_due(connection, sources=[SOURCE, "other", "idle"], room=8, now=START)
+    counted = Counter(task.source for task in tasks)
+    assert (counted[SOURCE], counted["other"]) == taken
+
+
+async def test_sources_take_turns_when_there_is_room_for_one_page(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        wanted = [ShopRequest(source, str(number), OPTIONS) for source in (SOURCE, "other") for number in range(4)]
+        await submit_crawl(connection, wanted, now=START)
+        dispatcher = Dispatcher()
+        taken = [await dispatcher.take_due(connection, sources=[SOURCE, "other"], room=1, now=START) for _ in range(4)]
+    assert Counter(task.source for tasks in taken for task in tasks) == {SOURCE: 2, "other": 2}
+
+
+@given(room=st.integers(0, 5_000), count=st.integers(1, 9), turn=st.integers(0, 99))
+def test_shares_add_up_and_differ_by_one_at_most(room: int, count: int, turn: int) -> None:
+    names = [str(number) for number in range(count)]
+    shares = fair_shares(room, names, turn)
+    assert sorted(shares) == names and sum(shares.values()) == room
+    assert max(shares.values()) - min(shares.values()) <= 1
 
 
 async def test_a_dispatcher_that_forgets_shops_learns_them_again(
