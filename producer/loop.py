@@ -27,6 +27,7 @@ from producer.settle import review
 BUSY_PAUSE = 0.1
 IDLE_PAUSE = 0.5
 RECONCILE_SECONDS = 4.0
+FLEET_SECONDS = 1.0
 LONGEST_OUTAGE_PAUSE = 5.0
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Producer:
         self._suspicion = Suspicion()
         self._capacities: Sequence[int] = ()
         self._waiting: dict[str, str] = {}
+        self._out = 0
 
     @property
     def waiting(self) -> dict[str, str]:
@@ -51,7 +53,8 @@ class Producer:
     async def run(self) -> None:
         """Work until cancelled; an outage of the database or Redis only makes it wait."""
         try:
-            steps = (self._repeat(self._look_after, "reconcile"), self._repeat(self._work, "dispatch"))
+            named = {"reconcile": self._look_after, "dispatch": self._work, "fleet": self._count_fleet}
+            steps = [self._repeat(step, name) for name, step in named.items()]
             async with background(*steps, self._clock.keep(self._engine)):
                 await asyncio.Event().wait()
         finally:
@@ -79,18 +82,19 @@ class Producer:
             reviewed = await review(connection, now=self._clock.now())
         sent = await self._dispatch()
         metrics.reviewed.inc(reviewed)
-        return BUSY_PAUSE if reviewed or sent else IDLE_PAUSE
+        return BUSY_PAUSE if reviewed or sent or self._out else IDLE_PAUSE
 
     async def _dispatch(self) -> int:
         now = self._clock.now()
         async with self._engine.begin() as connection:
             parked = await credentials.parked(connection)
-            out = await self._dispatcher.sent(connection)
-            room = window(self._settings.in_flight, self._capacities) - out
+            self._out = await self._dispatcher.sent(connection)
+            room = window(self._settings.in_flight, self._capacities) - self._out
             tasks = await self._dispatcher.take_due(connection, sources=self._open_sources(parked), room=room, now=now)
             for probe in parked:
                 tasks += await self._probe(connection, probe, now)
-        metrics.sent.set(out + len(tasks))
+        self._out += len(tasks)
+        metrics.sent.set(self._out)
         if tasks:
             # After the commit: should this process die here, the reconciler finds the pages missing and sends them.
             await send(self._redis, tasks)
@@ -122,11 +126,14 @@ class Producer:
             connection, sources=[probe.source], room=1, now=now, credential=probe.name
         )
 
+    async def _count_fleet(self) -> float:
+        """Learn how many pages the living workers can hold: a worker that joins gets its share within a second."""
+        self._capacities = [worker.capacity for worker in await fleet.live_workers(self._redis)]
+        metrics.workers.set(len(self._capacities))
+        return FLEET_SECONDS
+
     async def _look_after(self) -> float:
-        """Learn the fleet's capacity, bring Redis in line with SQL's parked credentials, and find lost pages."""
-        workers = await fleet.live_workers(self._redis)
-        self._capacities = [worker.capacity for worker in workers]
-        metrics.workers.set(len(workers))
+        """Bring Redis in line with SQL's parked credentials, and find lost pages."""
         now = self._clock.now()
         async with reader(self._engine).connect() as connection:
             parked = await credentials.parked(connection)
