@@ -80,10 +80,10 @@ def figures(status: CrawlStatus, database: str) -> Table:
 
 
 def unhappy_table(status: CrawlStatus, shops: Sequence[UnhappyShop]) -> RenderableType:
-    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid = Table.grid(padding=(0, 2, 0, 0), expand=True)
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True, max_width=28, overflow="ellipsis")
-    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_column(no_wrap=True, ratio=1, overflow="ellipsis")  # takes what is left: the first to be cut
     for entry in shops[:MOST_UNHAPPY]:
         verdict = Text(entry.verdict, VERDICT_STYLES.get(entry.verdict, "red"))
         grid.add_row(verdict, Text(plain(entry.shop, 60)), Text(plain(entry.reason, 160), "dim"))

@@ -13,6 +13,7 @@ from models.credentials import Parked
 from models.fleet import LimitState
 from models.status import CrawlLine, CrawlStatus, Items, Pages, UnhappyShop, Verdicts
 from producer.console import print_crawls, print_status, print_summary, shown_location
+from producer.console.figures import unhappy_table
 from producer.console.progress import Fleet, Pace, View, block, line
 from producer.console.text import duration, number, outcomes, plain, share, small_bar
 from producer.console.watch import Block, Lines, Silent, display_for
@@ -139,6 +140,15 @@ def test_at_most_ten_unhappy_shops_are_named() -> None:
     text = summary(FINISHED, shops)
     assert text.count("shop-") == 10
     assert "and 2 more" in text
+
+
+@pytest.mark.parametrize("key", ["b2b-2208573", "店铺" * 7])
+def test_at_80_columns_verdict_and_shop_are_whole_and_the_reason_is_cut(key: str) -> None:
+    shops = [UnhappyShop("tmapi", key, verdict, "417: no data " * 20) for verdict in ("failed", "partial")]
+    for text in (summary(FINISHED, shops), shown(unhappy_table(FINISHED, shops))):
+        told = [line.rstrip().split(maxsplit=2) for line in text.splitlines() if key in line]
+        assert [line[:2] for line in told] == [["failed", key], ["partial", key]]
+        assert all(line[2].startswith("417: no data") and line[2].endswith("…") for line in told)
 
 
 def test_scraped_text_is_shown_as_it_is_and_controls_nothing() -> None:
