@@ -130,6 +130,7 @@ class Producer:
         """Learn how many pages the living workers can hold: a worker that joins gets its share within a second."""
         self._capacities = [worker.capacity for worker in await fleet.live_workers(self._redis)]
         metrics.workers.set(len(self._capacities))
+        await self._measure()
         return FLEET_SECONDS
 
     async def _look_after(self) -> float:
@@ -139,7 +140,6 @@ class Producer:
             parked = await credentials.parked(connection)
             suspects = await overdue(connection, now)
             metrics.oldest_due.set(await oldest_due(connection, source_names(), now))
-        await self._measure()
         await self._align_parks(parked)
         missing = suspects - await alive(self._redis, suspects) if suspects else frozenset()
         lost = missing & self._suspicion.missing
