@@ -55,6 +55,14 @@ class PageResult(msgspec.Struct, kw_only=True):
         return sightings_of(self.fetched.items, shop_id=task.shop_id, shop_crawl_id=task.shop_crawl_id, seen_at=self.at)
 
 
+class Stored(msgspec.Struct, frozen=True):
+    """What the store made of an accepted result: the page's state now, and its items that were new or changed."""
+
+    state: str
+    new: int = 0
+    changed: int = 0
+
+
 def pack_keys(item_ids: Iterable[str]) -> bytes:
     """Base64 of one 64-bit digest for each item id, in order: small enough to keep with every page."""
     digests = b"".join(blake2b(item_id.encode(), digest_size=8).digest() for item_id in item_ids)
@@ -86,23 +94,25 @@ _FINISH = (
 )
 
 
-async def store_results(connection: AsyncConnection, results: Sequence[PageResult]) -> list[bool]:
-    """Store results and their items inside the caller's transaction; returns for each result whether it was accepted.
+async def store_results(connection: AsyncConnection, results: Sequence[PageResult]) -> list[Stored | None]:
+    """Store results and their items inside the caller's transaction; returns None for each one not accepted.
 
     Of a page whose fence is outdated, and of a second result for one sending, nothing is stored, except that its
     calls are counted: they were made and may be billed.
     """
     current = await _lock_current(connection, results)
-    accepted, kept = [], []
-    for result in results:
+    kept: dict[int, PageResult] = {}
+    for place, result in enumerate(results):
         sending = (result.task.page_id, result.task.fence)
-        accepted.append(sending in current)
         if sending in current:
             current.remove(sending)
-            kept.append(result)
-    await _store_accepted(connection, kept)
+            kept[place] = result
+    rows = await _store_accepted(connection, list(kept.values()))
     await insert_rows(connection, call, [row for result in results for row in _call_rows(result)])
-    return accepted
+    stored: list[Stored | None] = [None] * len(results)
+    for place, row in zip(kept, rows, strict=True):
+        stored[place] = Stored(row["state"], new=row["new_items"], changed=row["changed_items"])
+    return stored
 
 
 async def _lock_current(connection: AsyncConnection, results: Sequence[PageResult]) -> set[tuple[int, int]]:
@@ -112,12 +122,15 @@ async def _lock_current(connection: AsyncConnection, results: Sequence[PageResul
     return {(row.id, row.fence) for row in await query_rows(connection, sql, [page.c.id, page.c.fence], rows)}
 
 
-async def _store_accepted(connection: AsyncConnection, results: Sequence[PageResult]) -> None:
+async def _store_accepted(connection: AsyncConnection, results: Sequence[PageResult]) -> list[dict[str, Any]]:
+    """Store results; returns the columns that each one's page got."""
     sightings = [sighting for result in results for sighting in result.sightings]
     change = await changes(connection, sightings)
-    await query_rows(connection, _FINISH, _PAGE_COLUMNS, _page_rows(results, change))
+    rows = _page_rows(results, change)
+    await query_rows(connection, _FINISH, _PAGE_COLUMNS, rows)
     await write(connection, change)
     await _store_bodies(connection, [result for result in results if result.body])
+    return rows
 
 
 def _page_rows(results: Sequence[PageResult], change: Diff) -> list[dict[str, Any]]:

@@ -54,9 +54,9 @@ async def dispatch(engine: AsyncEngine, room: int = 1000, now: datetime = START)
 
 
 async def store(engine: AsyncEngine, *results: PageResult) -> list[bool]:
-    """Store results in one transaction."""
+    """Store results in one transaction; returns for each whether it was accepted."""
     async with engine.begin() as connection:
-        return await store_results(connection, results)
+        return [stored is not None for stored in await store_results(connection, results)]
 
 
 def done(task: PageTask, items: Sequence[Item] = (), *, at: float = 1, total: int | None = None) -> PageResult:

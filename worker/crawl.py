@@ -68,7 +68,7 @@ async def crawl_page(task: PageTask, hands: Hands) -> str:
     hands.held[task.page_id] = task.fence
     try:
         result = await _fetch_until_decided(task, hands)
-        accepted = await hands.writer.store(result)
+        stored = await hands.writer.store(result)
     except DuplicateDelivery:
         return "duplicate"
     except asyncio.CancelledError:
@@ -78,8 +78,8 @@ async def crawl_page(task: PageTask, hands: Hands) -> str:
         if hands.held.get(task.page_id) == task.fence:
             del hands.held[task.page_id]
     hands.limiter.finished(task.page_id)
-    metrics.count_page(task.source, result, accepted=accepted)
-    return result.state if accepted else "outdated"
+    metrics.count_page(task.source, result, stored)
+    return stored.state if stored else "outdated"
 
 
 async def _fetch_until_decided(task: PageTask, hands: Hands) -> PageResult:

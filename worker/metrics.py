@@ -2,10 +2,10 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from models.ledger import PageResult
+from models.ledger import PageResult, Stored
 
 pages = Counter("shopcrawl_pages", "Pages finished or put back, by the state they went into", ["source", "state"])
-items = Counter("shopcrawl_items", "Item rows stored", ["source"])
+items = Counter("shopcrawl_items", "Item rows stored, by what they were to the store", ["source", "kind"])
 calls = Counter("shopcrawl_calls", "API calls, by effective outcome", ["source", "outcome"])
 call_seconds = Histogram(
     "shopcrawl_call_seconds", "Time of an API call", ["source"], buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 90)
@@ -26,10 +26,12 @@ def count_call(source: str, outcome: str, seconds: float) -> None:
     call_seconds.labels(source).observe(seconds)
 
 
-def count_page(source: str, result: PageResult, *, accepted: bool) -> None:
+def count_page(source: str, result: PageResult, stored: Stored | None) -> None:
     """Count one page's end, with its items and archive bytes if they were stored."""
-    pages.labels(source, result.state if accepted else "outdated").inc()
-    if accepted and result.fetched is not None:
-        items.labels(source).inc(len(result.fetched.items))
-    if accepted and result.body is not None:
-        archive_bytes.labels(source).inc(len(result.body))
+    pages.labels(source, stored.state if stored else "outdated").inc()
+    if stored is None or stored.state != "done" or result.fetched is None:
+        return
+    items.labels(source, "new").inc(stored.new)
+    items.labels(source, "changed").inc(stored.changed)
+    items.labels(source, "unchanged").inc(len(result.fetched.items) - stored.new - stored.changed)
+    archive_bytes.labels(source).inc(len(result.body or b""))

@@ -12,7 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.database import is_postgresql, unavailable
-from models.ledger import PageResult, store_results
+from models.ledger import PageResult, Stored, store_results
 
 LARGEST_BATCH = 128
 # A transaction costs as much CPU as the storing of ten pages: filling it is worth a pause that no page notices.
@@ -30,7 +30,7 @@ class Waiting:
     """A result on its way into the database, and the future that its page's coroutine awaits."""
 
     result: PageResult
-    stored: asyncio.Future[bool]
+    stored: asyncio.Future[Stored | None]
 
 
 class Writer:
@@ -51,8 +51,11 @@ class Writer:
         """Start writing on the running loop."""
         self._tasks = [asyncio.create_task(self._run(), name=f"writer-{lane}") for lane in range(self._lanes)]
 
-    async def store(self, result: PageResult) -> bool:
-        """Store a result and return once it is committed: True if accepted, False if its fence was outdated."""
+    async def store(self, result: PageResult) -> Stored | None:
+        """Store a result and return once it is committed; None if its fence was outdated.
+
+        A page that the database will not take is stored as dead.
+        """
         waiting = Waiting(result, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
         self._wake.set()
@@ -89,7 +92,7 @@ class Writer:
         while True:
             try:
                 async with self.engine.begin() as connection:
-                    accepted = await store_results(connection, [waiting.result for waiting in batch])
+                    stored = await store_results(connection, [waiting.result for waiting in batch])
                 break
             except (SQLAlchemyError, OSError, TimeoutError) as error:
                 if not is_outage(error):
@@ -101,8 +104,8 @@ class Writer:
             except Exception as error:  # a bug in a row's making must fail its page, not stall the worker
                 await self._isolate(batch, error)
                 return
-        for waiting, was_accepted in zip(batch, accepted, strict=True):
-            waiting.stored.set_result(was_accepted)
+        for waiting, outcome in zip(batch, stored, strict=True):
+            waiting.stored.set_result(outcome)
 
     async def _isolate(self, batch: Sequence[Waiting], error: BaseException) -> None:
         if len(batch) > 1:

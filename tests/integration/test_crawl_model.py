@@ -178,7 +178,7 @@ class Fleet(RuleBasedStateMachine):
     def store(self, *results: PageResult) -> list[bool]:
         self.calls += len(results)
         self.finished += results
-        accepted = self.transaction(lambda c: store_results(c, results))
+        accepted = [stored is not None for stored in self.transaction(lambda c: store_results(c, results))]
         for result, was_accepted in zip(results, accepted, strict=True):
             sending = (result.task.page_id, result.task.fence)
             assert not (was_accepted and sending in self.accepted), "one sending was stored twice"

@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from prometheus_client import REGISTRY
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from models.database import SQLITE_BUSY_SECONDS
-from models.ledger import PageResult, store_results
+from models.ledger import PageResult, Stored, store_results
 from models.messages import PageTask
 from models.tables import call, item, page, page_body, shop
 from tests.ledger import dispatch, done, ended, engine_for, items, rows, store, submit
 from tests.servers import PostgresServer
+from worker import metrics
 from worker import writer as writing
 from worker.writer import Writer, is_outage
 
@@ -41,7 +43,7 @@ async def pages(engine: AsyncEngine, count: int) -> list[PageTask]:
     return await dispatch(engine)
 
 
-async def store_all(writer: Writer, results: Sequence[PageResult]) -> list[bool]:
+async def store_all(writer: Writer, results: Sequence[PageResult]) -> list[Stored | None]:
     async with asyncio.timeout(60):
         return await asyncio.gather(*(writer.store(result) for result in results))
 
@@ -51,14 +53,14 @@ async def test_pages_that_finish_together_share_their_transactions(
 ) -> None:
     batches: list[int] = []
 
-    async def counted(connection: AsyncConnection, results: Sequence[PageResult]) -> list[bool]:
+    async def counted(connection: AsyncConnection, results: Sequence[PageResult]) -> list[Stored | None]:
         batches.append(len(results))
         return await store_results(connection, results)
 
     monkeypatch.setattr(writing, "store_results", counted)
     tasks = await pages(engine, 200)
     async with running(engine) as writer:
-        assert await store_all(writer, [done(task, items(1, 2)) for task in tasks]) == [True] * 200
+        assert await store_all(writer, [done(task, items(1, 2)) for task in tasks]) == [Stored("done", new=2)] * 200
     assert sum(batches) == 200
     assert max(batches) == writing.LARGEST_BATCH
     assert len(batches) <= 4
@@ -91,7 +93,9 @@ async def test_only_the_page_that_cannot_be_stored_is_dead(postgres_url: str, po
         results[17] = done(tasks[17], items(1, 2, **poison.get("fields", {})))
         results[17].body = poison.get("body")
         async with running(engine) as writer:
-            assert await store_all(writer, results) == [True] * 40
+            stored = await store_all(writer, results)
+        assert stored.pop(17) == Stored("dead")
+        assert stored == [Stored("done", new=2)] * 39
         found = {row.id: row for row in await rows(engine, page)}
         bad = found.pop(tasks[17].page_id)
         assert (bad.state, bad.reviewed) == ("dead", False)
@@ -107,7 +111,7 @@ async def test_a_page_that_cannot_even_be_called_dead_fails_alone(engine: AsyncE
     results[2] = ended(tasks[2], "dead", reason="\ud83d")
     async with running(engine) as writer, asyncio.timeout(60):
         stored = await asyncio.gather(*map(writer.store, results), return_exceptions=True)
-    assert [each is True for each in stored] == [True, True, False, True, True]
+    assert [each == Stored("done") for each in stored] == [True, True, False, True, True]
     assert [row.state for row in await rows(engine, page)] == ["done", "done", "sent", "done", "done"]
 
 
@@ -120,7 +124,7 @@ async def test_a_page_that_was_cancelled_while_waiting_does_not_take_its_batch_a
             waiting[number].cancel()
         stored = await asyncio.gather(*waiting, return_exceptions=True)
     assert [isinstance(each, asyncio.CancelledError) for each in stored].count(True) == 3
-    assert [each for each in stored if each is True] == [True] * 7
+    assert stored.count(Stored("done", new=1)) == 7
     assert {row.state for row in await rows(engine, page)} == {"done"}
 
 
@@ -132,7 +136,7 @@ async def test_stopping_waits_for_everything_handed_in(engine: AsyncEngine) -> N
     await asyncio.sleep(0)
     await writer.stop()
     assert {row.state for row in await rows(engine, page)} == {"done"}
-    assert await asyncio.gather(*waiting) == [True] * 150
+    assert await asyncio.gather(*waiting) == [Stored("done", new=1)] * 150
 
 
 async def test_while_another_process_locks_sqlite_pages_wait_and_none_is_lost(
@@ -152,7 +156,7 @@ async def test_while_another_process_locks_sqlite_pages_wait_and_none_is_lost(
             assert not waiting.done()
             side.execute("ROLLBACK")
             side.close()
-            assert await waiting == [True] * 30
+            assert await waiting == [Stored("done", new=1)] * 30
         assert len(await rows(engine, item)) == 30
 
 
@@ -162,7 +166,7 @@ async def test_while_postgresql_restarts_pages_wait_and_none_is_lost(
     async with engine_for(postgres_url) as engine:
         tasks = await pages(engine, 300)
         async with running(engine) as writer:
-            stored: list[asyncio.Task[bool]] = []
+            stored: list[asyncio.Task[Stored | None]] = []
             restart = None
             for number, task in enumerate(tasks):
                 stored.append(asyncio.create_task(writer.store(done(task, items(1)))))
@@ -188,9 +192,27 @@ async def test_writers_with_the_same_items_in_opposite_order_both_get_through(po
             results.append(done(task, [each for i in ids for each in items(i, title=str((number * i) % 3))]))
         async with running(engine) as one, running(engine) as two:
             halves = await asyncio.gather(store_all(one, results[::2]), store_all(two, results[1::2]))
-        assert list(halves) == [[True] * 60] * 2
+        assert [stored is not None for half in halves for stored in half] == [True] * 120
         assert len(await rows(engine, item)) == 50
         assert {row.state for row in await rows(engine, page)} == {"done"}
+
+
+async def test_items_are_counted_by_what_they_were_to_the_store(engine: AsyncEngine) -> None:
+    source = engine.dialect.name
+
+    def counted(kind: str) -> float:
+        return REGISTRY.get_sample_value("shopcrawl_items_total", {"source": source, "kind": kind}) or 0
+
+    async with running(engine) as writer:
+        for shown in (items(1, 2, 3, title="old"), [*items(1, title="old"), *items(2, 4, title="young")]):
+            await submit(engine, "shop", seen=shown[-1].title)
+            (task,) = await dispatch(engine)
+            result = done(task, shown, at=5 if shown[-1].title == "young" else 1)
+            metrics.count_page(source, result, await writer.store(result))
+            metrics.count_page(source, result, await writer.store(result))
+    assert {kind: counted(kind) for kind in ("new", "changed", "unchanged")} == {"new": 4, "changed": 1, "unchanged": 1}
+    ends = {"source": source, "state": "outdated"}
+    assert REGISTRY.get_sample_value("shopcrawl_pages_total", ends) == 2
 
 
 async def test_bodies_are_stored_with_their_pages(engine: AsyncEngine) -> None:
