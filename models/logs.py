@@ -17,6 +17,7 @@ from models.settings import Settings
 
 QUIET = ("alembic", "amqp", "asyncio", "kombu", "celery.worker.strategy", "celery.app.trace", "aiosqlite", "aiohttp")
 FLOOD_BURST, FLOOD_WINDOW = 5, 10.0  # lines that differ only in their arguments, and seconds
+LONGEST_FIELD = 500
 LOG_BYTES = 10 * 1024 * 1024
 
 
@@ -131,7 +132,15 @@ def _formatter(*, json: bool) -> logging.Formatter:
 
 
 def _on_one_line(_logger: object, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Celery spreads some of its news over several lines; the stacks that come with errors keep theirs."""
+    """Celery spreads some of its news over several lines, and fields hold scraped text; stacks keep their lines."""
     if level in {"debug", "info", "warning"}:
-        event["event"] = " ".join(str(event["event"]).split())
+        event["event"] = _visible(str(event["event"]))
+    for name, value in event.items():
+        if isinstance(value, str) and name not in {"event", "exception", "stack"}:
+            event[name] = _visible(value[:LONGEST_FIELD]) + ("…" if len(value) > LONGEST_FIELD else "")
     return event
+
+
+def _visible(text: str) -> str:
+    """One line without characters that steer a terminal."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())

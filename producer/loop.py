@@ -18,7 +18,7 @@ from models.database import Clock, reader, unavailable
 from models.messages import QUEUE, URGENT_QUEUE, PageTask
 from models.settings import Settings
 from models.source import source_named, source_names
-from producer import metrics
+from producer import metrics, news
 from producer.dispatch import Dispatcher, oldest_due, window
 from producer.enqueue import send
 from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
@@ -80,9 +80,12 @@ class Producer:
         """Review and dispatch once; returns the pause until the next time."""
         async with self._engine.begin() as connection:
             reviewed = await review(connection, now=self._clock.now())
+        metrics.reviewed.inc(reviewed.pages)
+        if reviewed.unhappy or reviewed.finished:
+            async with reader(self._engine).connect() as connection:
+                await news.tell(connection, reviewed, now=self._clock.now())
         sent = await self._dispatch()
-        metrics.reviewed.inc(reviewed)
-        return BUSY_PAUSE if reviewed or sent or self._out else IDLE_PAUSE
+        return BUSY_PAUSE if reviewed.pages or sent or self._out else IDLE_PAUSE
 
     async def _dispatch(self) -> int:
         now = self._clock.now()

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -29,12 +29,21 @@ PROGRESS = (
 Facts = dict[int, dict[int, PageFact]]
 
 
-async def review(connection: AsyncConnection, *, now: datetime) -> int:
-    """Review finished pages of shops that no other producer is reviewing; returns how many pages there were."""
+@dataclass(frozen=True, slots=True)
+class Reviewed:
+    """What one review did: pages reviewed, ids of shop crawls that settled other than complete, crawls finished."""
+
+    pages: int = 0
+    unhappy: Sequence[int] = ()
+    finished: Sequence[int] = ()
+
+
+async def review(connection: AsyncConnection, *, now: datetime) -> Reviewed:
+    """Review finished pages of shops that no other producer is reviewing."""
     shops = await _lock_shops(connection)
     finished = await _finished_pages(connection, shops)
     if not finished:
-        return 0
+        return Reviewed()
     known = await _neighbours(connection, finished)
     reviews = {}
     for shop_crawl_id, facts in finished.items():
@@ -45,8 +54,9 @@ async def review(connection: AsyncConnection, *, now: datetime) -> int:
     await _add_pages(connection, reviews, shops, now)
     verdicts = await _settle(connection, [key for key, value in reviews.items() if value.settle], reviews, now)
     await _save(connection, reviews, verdicts)
-    await _finish_crawls(connection, {shops[key].crawl_id for key in verdicts}, now)
-    return sum(len(facts) for facts in finished.values())
+    ended = await _finish_crawls(connection, {shops[key].crawl_id for key in verdicts}, now)
+    unhappy = [key for key, columns in verdicts.items() if columns["verdict"] != "complete"]
+    return Reviewed(sum(len(facts) for facts in finished.values()), unhappy, ended)
 
 
 async def _lock_shops(connection: AsyncConnection) -> dict[int, sa.Row[Any]]:
@@ -197,14 +207,14 @@ async def _save(
     await query_rows(connection, sql + " FROM {r} WHERE shop_crawl.id = r.id", columns, rows)
 
 
-async def _finish_crawls(connection: AsyncConnection, crawl_ids: Iterable[int], now: datetime) -> None:
-    """Finish the crawls that have no open shop left."""
+async def _finish_crawls(connection: AsyncConnection, crawl_ids: Iterable[int], now: datetime) -> list[int]:
+    """Finish the crawls that have no open shop left; returns their ids."""
     ids = list(crawl_ids)
-    if ids:
-        # Two producers that settle a crawl's last two shops side by side each see the other's as open: take turns.
-        await connection.execute(
-            sa.select(crawl.c.id).where(crawl.c.id.in_(ids)).order_by(crawl.c.id).with_for_update()
-        )
-        still_open = sa.exists().where(shop_crawl.c.crawl_id == crawl.c.id, shop_crawl.c.state == "open")
-        finished = sa.update(crawl).where(crawl.c.id.in_(ids), ~still_open, crawl.c.state != "finished")
-        await connection.execute(finished.values(state="finished", finished_at=now))
+    if not ids:
+        return []
+    # Two producers that settle a crawl's last two shops side by side each see the other's as open: take turns.
+    await connection.execute(sa.select(crawl.c.id).where(crawl.c.id.in_(ids)).order_by(crawl.c.id).with_for_update())
+    still_open = sa.exists().where(shop_crawl.c.crawl_id == crawl.c.id, shop_crawl.c.state == "open")
+    finished = sa.update(crawl).where(crawl.c.id.in_(ids), ~still_open, crawl.c.state != "finished")
+    rows = await connection.execute(finished.values(state="finished", finished_at=now).returning(crawl.c.id))
+    return sorted(row.id for row in rows)

@@ -1,6 +1,7 @@
 """The story of one page: permit, call, decode, decide, store; read this first."""
 
 import asyncio
+import logging
 import random
 import time
 from collections import Counter
@@ -26,6 +27,8 @@ from worker.writer import Writer
 # A page waits this long for a permit, then gives its slot to another: far less than the broker's redelivery time.
 LONGEST_PERMIT_WAIT = 300.0
 ARCHIVE_LEVEL = 1
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -79,6 +82,9 @@ async def crawl_page(task: PageTask, hands: Hands) -> str:
             del hands.held[task.page_id]
     hands.limiter.finished(task.page_id)
     metrics.count_page(task.source, result, stored)
+    if stored is not None and stored.state == result.state in {"dead", "refused"}:
+        fields = {"crawl": task.crawl_id, "shop": task.shop, "page": task.page, "reason": result.reason}
+        logger.info("page %s", result.state, extra=fields)
     return stored.state if stored else "outdated"
 
 

@@ -117,8 +117,9 @@ class Writer:
         if waiting.result.fetched is None:  # even the bare verdict cannot be stored: the reconciler will send it again
             waiting.stored.set_exception(unavailable(error))
             return
-        reason = f"cannot be stored: {str(unavailable(error))[:300]}"
-        logger.error("page %d %s", waiting.result.task.page_id, reason)
+        reason, task = f"cannot be stored: {str(unavailable(error))[:300]}", waiting.result.task
+        fields = {"crawl": task.crawl_id, "shop": task.shop, "page": task.page, "reason": reason}
+        logger.error("page dead", extra=fields)
         dead = msgspec.structs.replace(waiting.result, state="dead", reason=reason, fetched=None, body=None)
         await self._write([Waiting(dead, waiting.stored)])
 

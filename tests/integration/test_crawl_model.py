@@ -218,7 +218,7 @@ class Fleet(RuleBasedStateMachine):
                 self.store(*(self.result(task, "done") for task in self.held))
                 self.held = []
             reviewed = self.transaction(lambda c: review(c, now=self.now))
-            if not reviewed and not any(row.state in {"ready", "sent"} for row in self.rows(page)):
+            if not reviewed.pages and not any(row.state in {"ready", "sent"} for row in self.rows(page)):
                 return
         raise AssertionError("the work does not end")
 
@@ -281,11 +281,11 @@ async def test_two_producers_that_settle_the_last_two_shops_at_once_finish_the_c
                 async with engine.begin() as worker:
                     await store_results(worker, [done(task, total=0)])
                 if connection is one:
-                    assert await review(one, now=after(5)) == 1
+                    assert (await review(one, now=after(5))).pages == 1
             second = asyncio.create_task(review(other, now=after(5)))
             await _until_blocked(engine)
             await one.commit()
-            assert await asyncio.wait_for(second, 30) == 1
+            assert (await asyncio.wait_for(second, 30)).pages == 1
             await other.commit()
             assert await one.scalar(sa.select(crawl.c.state)) == "finished"
     finally:
@@ -312,7 +312,7 @@ async def test_producers_side_by_side_review_each_page_once(postgres_url: str, p
 
         async def producer() -> int:
             async with engine.begin() as connection:
-                return await review(connection, now=after(5))
+                return (await review(connection, now=after(5))).pages
 
         assert sum(await asyncio.gather(*(producer() for _ in range(producers)))) == 60
         async with engine.connect() as connection:
@@ -330,15 +330,15 @@ async def test_behind_the_end_only_pages_that_were_not_sent_are_cancelled(sqlite
         await submit(engine, "shop")
         await store(engine, done((await dispatch(engine))[0], items(*range(20)), total=120))
         async with engine.begin() as connection:
-            assert await review(connection, now=after(2)) == 1
+            assert (await review(connection, now=after(2))).pages == 1
         second, third, fourth = await dispatch(engine, room=3, now=after(3))
         await store(engine, done(third, total=120))
         async with engine.begin() as connection:
-            assert await review(connection, now=after(4)) == 1
+            assert (await review(connection, now=after(4))).pages == 1
         assert [row.state for row in await rows(engine, page)] == ["done", "sent", "done", "sent", *["cancelled"] * 2]
         assert await store(engine, done(fourth, total=120), done(second, items(20), total=120)) == [True, True]
         async with engine.begin() as connection:
-            assert await review(connection, now=after(5)) == 2
+            assert (await review(connection, now=after(5))).pages == 2
         (settled,) = await rows(engine, shop_crawl)
         assert (settled.verdict, settled.last_page, settled.distinct_items) == ("partial", 2, 21)
         assert (settled.pages_done, settled.pages_cancelled, settled.planned) == (4, 2, 6)

@@ -86,7 +86,9 @@ POISON = {
 
 
 @pytest.mark.parametrize("poison", POISON.values(), ids=POISON.keys())
-async def test_only_the_page_that_cannot_be_stored_is_dead(postgres_url: str, poison: dict[str, Any]) -> None:
+async def test_only_the_page_that_cannot_be_stored_is_dead(
+    postgres_url: str, poison: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     async with engine_for(postgres_url) as engine:
         tasks = await pages(engine, 40)
         results = [done(task, items(1, 2)) for task in tasks]
@@ -100,6 +102,9 @@ async def test_only_the_page_that_cannot_be_stored_is_dead(postgres_url: str, po
         bad = found.pop(tasks[17].page_id)
         assert (bad.state, bad.reviewed) == ("dead", False)
         assert bad.reason.startswith("cannot be stored: ")
+        (line,) = (vars(record) for record in caplog.records)
+        assert (line["message"], line["levelname"]) == ("page dead", "ERROR")
+        assert (line["shop"], line["page"], line["reason"]) == (tasks[17].shop, 1, bad.reason)
         assert {row.state for row in found.values()} == {"done"}
         assert len(await rows(engine, item)) == 2 * 39
         assert sum(row.calls for row in await rows(engine, call)) == 40

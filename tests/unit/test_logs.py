@@ -64,6 +64,19 @@ def test_json_lines_carry_crawl_shop_and_page_as_fields(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("log_json", [True, False])
+def test_scraped_text_in_a_field_neither_breaks_the_line_nor_steers_the_terminal(
+    capsys: pytest.CaptureFixture[str], log_json: bool
+) -> None:
+    configure_logging(settings(log_json=log_json))
+    evil = f"no\n2026-01-01 [error] forged\r\x1b]0;owned\x07\u2028\u202e {CANARY} " + "x" * 10_000
+    logging.getLogger("worker.crawl").error("page dead", extra={"crawl": 1, "shop": "店\n铺", "reason": evil})
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and len(told) < 1_000
+    assert told.rstrip("\n").isprintable()
+    assert "店 铺" in told and "no 2026-01-01 [error] forged" in told and CANARY not in told
+
+
+@pytest.mark.parametrize("log_json", [True, False])
 def test_no_secret_in_message_field_or_traceback(capsys: pytest.CaptureFixture[str], log_json: bool) -> None:
     configure_logging(settings(log_json=log_json))
     try:
