@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models import fleet
 from models.database import Clock, create_engine
-from models.ledger import Calls, PageResult, store_results
+from models.ledger import Calls, PageResult, store_results, with_page
 from models.messages import QUEUE, PageTask
 from models.settings import async_url
 from models.source import FetchedPage, Item
@@ -38,9 +38,8 @@ def result_of(task: PageTask, clock: Clock, pages: int) -> PageResult:
     items = [Item(item_id=str(task.page), title="an item")] if task.page < pages else []
     fetched = FetchedPage(items, total=pages - 1, page_size=1)
     calls = [Calls("fake", "200", 1)]
-    return PageResult(
-        task=task, state="done", at=clock.now(), tries=1, outcome="200", fetched=fetched, calls=calls
-    )  # fmt: skip
+    result = PageResult(task=task, state="done", at=clock.now(), tries=1, outcome="200", calls=calls)
+    return with_page(result, fetched)
 
 
 async def work(redis: Redis, engine: AsyncEngine, clock: Clock, pages: int, window: int) -> None:

@@ -1,7 +1,7 @@
 """Items in the store: what changed is decided purely, then written in bulk."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -23,22 +23,33 @@ TRACKED = tuple(field for field in FIELDS if field not in UNTRACKED)
 _DECIMALS = ("price", "drop_ship_price", "wholesale_price", "origin_price", "agent_price")
 _tracked_decimals = attrgetter(*_DECIMALS)
 _tracked_values = attrgetter(*(field for field in TRACKED if field not in {*_DECIMALS, "created_time"}))
+_tracked = attrgetter(*TRACKED)
 
 ItemKey = tuple[int, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
-    """One item seen on one page of one shop crawl at one time."""
+class Sighting(msgspec.Struct, frozen=True, gc=False):
+    """One item seen on one page of one shop crawl at one time; its row is kept as JSON, as it goes to the database.
+
+    `silent` says that some tracked field was not sent.
+    """
 
     shop_id: int
     shop_crawl_id: int
     seen_at: datetime
-    item: Item
+    item_id: str
+    content_hash: int
+    silent: bool
+    row: msgspec.Raw
 
     @property
     def key(self) -> ItemKey:
-        return (self.shop_id, self.item.item_id)
+        return (self.shop_id, self.item_id)
+
+    @property
+    def item(self) -> Item:
+        """The item, read back from its row."""
+        return msgspec.json.decode(self.row, type=Item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +85,7 @@ def diff(stored: Mapping[ItemKey, int], sightings: Iterable[Sighting]) -> Diff:
         before = stored.get(key)
         if before is None:
             result.new.append(latest[key])
-        elif before != content_hash(latest[key].item):
+        elif before != latest[key].content_hash:
             result.changed.append(latest[key])
         else:
             result.unchanged.append(latest[key])
@@ -85,17 +96,19 @@ async def changes(connection: AsyncConnection, sightings: Sequence[Sighting]) ->
     """What sightings mean against the store; a field that the source did not send counts as it is stored."""
     stored = await stored_hashes(connection, {sighting.key for sighting in sightings})
     found = diff(stored, sightings)
-    silent = [s for s in found.changed if any(getattr(s.item, field) is None for field in TRACKED)]
+    silent = [sighting for sighting in found.changed if sighting.silent]
     if not silent:
         return found
     known = await _stored_values(connection, [sighting.key for sighting in silent])
-    completed = [_completed(sighting, known.get(sighting.key, {})) for sighting in found.changed]
+    completed = [_completed(s, known.get(s.key, {})) if s.silent else s for s in found.changed]
     return diff(stored, [*found.new, *completed, *found.unchanged])
 
 
 def _completed(sighting: Sighting, stored: Mapping[str, Any]) -> Sighting:
-    absent = {name: value for name, value in stored.items() if getattr(sighting.item, name) is None}
-    return replace(sighting, item=msgspec.structs.replace(sighting.item, **absent)) if absent else sighting
+    item = sighting.item
+    absent = {name: value for name, value in stored.items() if getattr(item, name) is None}
+    whole = msgspec.structs.replace(item, **absent)
+    return sighting_of(whole, shop_id=sighting.shop_id, shop_crawl_id=sighting.shop_crawl_id, seen_at=sighting.seen_at)
 
 
 async def _stored_values(connection: AsyncConnection, keys: Iterable[ItemKey]) -> dict[ItemKey, dict[str, Any]]:
@@ -117,17 +130,6 @@ async def stored_hashes(connection: AsyncConnection, keys: Iterable[ItemKey]) ->
     sql += " ON i.shop_id = r.shop_id AND i.item_id = r.item_id"
     found = await query_rows(connection, sql, [t.shop_id, t.item_id], rows)
     return {(row.shop_id, row.item_id): row.content_hash for row in found}
-
-
-def _row(sighting: Sighting) -> msgspec.Raw:
-    """A stored row as a JSON object: the item's own fields follow ours, encoded without a detour over a dict."""
-    ours = {
-        "shop_id": sighting.shop_id,
-        "shop_crawl_id": sighting.shop_crawl_id,
-        "content_hash": content_hash(sighting.item),
-        **dict.fromkeys(("first_seen", "last_seen", "changed_at"), sighting.seen_at),
-    }
-    return msgspec.Raw(msgspec.json.encode(ours)[:-1] + b"," + msgspec.json.encode(sighting.item)[1:])
 
 
 def _upsert_clause() -> str:
@@ -155,18 +157,20 @@ async def write(connection: AsyncConnection, change: Diff) -> None:
     """Write a diff: new and changed items in full, unchanged ones only with their untracked fields and last_seen."""
     full = sorted([*change.new, *change.changed], key=lambda sighting: sighting.key)
     if full:
-        rows = [_row(sighting) for sighting in full]
-        await insert_encoded(connection, item_table, list(item_table.c), rows, conflict=UPSERT)
+        await insert_encoded(connection, item_table, list(item_table.c), [s.row for s in full], conflict=UPSERT)
     columns = [item_table.c[name] for name in ("shop_id", "item_id", *TOUCHED)]
-    await query_rows(connection, TOUCH, columns, [_touch_row(sighting) for sighting in change.unchanged])
+    await query_rows(connection, TOUCH, columns, [sighting.row for sighting in change.unchanged])
 
 
-def _touch_row(sighting: Sighting) -> dict[str, Any]:
-    row = {name: getattr(sighting.item, name) for name in MOVING}
-    identity = {"shop_id": sighting.shop_id, "item_id": sighting.item.item_id}
-    return identity | row | {"last_seen": sighting.seen_at, "shop_crawl_id": sighting.shop_crawl_id}
-
-
-def sightings_of(items: Sequence[Item], *, shop_id: int, shop_crawl_id: int, seen_at: datetime) -> list[Sighting]:
-    """The sightings of one page's items."""
-    return [Sighting(shop_id, shop_crawl_id, seen_at, item) for item in items]
+def sighting_of(item: Item, *, shop_id: int, shop_crawl_id: int, seen_at: datetime) -> Sighting:
+    """The sighting of an item; raises TypeError, ValueError or RecursionError for a value that JSON cannot hold."""
+    digest = content_hash(item)
+    ours = {
+        "shop_id": shop_id,
+        "shop_crawl_id": shop_crawl_id,
+        "content_hash": digest,
+        **dict.fromkeys(("first_seen", "last_seen", "changed_at"), seen_at),
+    }
+    # The item's own fields follow ours, encoded without a detour over a dict.
+    row = msgspec.Raw(msgspec.json.encode(ours)[:-1] + b"," + msgspec.json.encode(item)[1:])
+    return Sighting(shop_id, shop_crawl_id, seen_at, item.item_id, digest, None in _tracked(item), row)

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.bulk import insert_rows, query_rows
 from models.database import is_postgresql
-from models.items import Diff, Sighting, changes, sightings_of, write
+from models.items import Diff, Sighting, changes, sighting_of, write
 from models.messages import PageTask
 from models.source import FetchedPage
 from models.tables import call, page, page_body
@@ -29,6 +29,15 @@ class Calls(msgspec.Struct, frozen=True):
     count: int
 
 
+class SeenPage(msgspec.Struct, frozen=True):
+    """What a page showed, ready for the store: its sightings and `pack_keys` of their ids, in the order sent."""
+
+    sightings: list[Sighting]
+    item_keys: str
+    total: int | None
+    page_size: int | None
+
+
 class PageResult(msgspec.Struct, kw_only=True):
     """What became of one sending of a page.
 
@@ -42,17 +51,37 @@ class PageResult(msgspec.Struct, kw_only=True):
     outcome: str | None = None
     reason: str | None = None
     due_at: datetime | None = None
-    fetched: FetchedPage | None = None
+    page: SeenPage | None = None
     body: bytes | None = None
     calls: Sequence[Calls] = ()
 
     @property
     def sightings(self) -> list[Sighting]:
         """The items this page shows."""
-        if self.fetched is None:
-            return []
-        task = self.task
-        return sightings_of(self.fetched.items, shop_id=task.shop_id, shop_crawl_id=task.shop_crawl_id, seen_at=self.at)
+        return self.page.sightings if self.page else []
+
+
+def seen(task: PageTask, fetched: FetchedPage, at: datetime) -> SeenPage:
+    """What a decoded page showed at this time; raises what `sighting_of` raises."""
+    sightings = [
+        sighting_of(item, shop_id=task.shop_id, shop_crawl_id=task.shop_crawl_id, seen_at=at) for item in fetched.items
+    ]
+    keys = pack_keys(item.item_id for item in fetched.items).decode()
+    return SeenPage(sightings, keys, fetched.total, fetched.page_size)
+
+
+def with_page(result: PageResult, fetched: FetchedPage) -> PageResult:
+    """A result with what its page showed, encoded at once: it may wait long, and is smaller that way."""
+    try:
+        return msgspec.structs.replace(result, page=seen(result.task, fetched, result.at))
+    except Exception as error:  # a bug in a source's decoder must fail its page, not send it round for ever
+        return not_storable(result, f"{type(error).__name__}: {error}")
+
+
+def not_storable(result: PageResult, reason: str) -> PageResult:
+    """The result of a page that was had in vain."""
+    reason = f"cannot be stored: {reason[:300]}"
+    return msgspec.structs.replace(result, state="dead", reason=reason, page=None, body=None)
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -145,7 +174,7 @@ def _page_rows(results: Sequence[PageResult], change: Diff) -> list[dict[str, An
 
 
 def _page_row(result: PageResult, *, new_items: int, changed_items: int) -> dict[str, Any]:
-    fetched = result.fetched
+    shown = result.page
     return {
         "id": result.task.page_id,
         "fence": result.task.fence,
@@ -156,10 +185,10 @@ def _page_row(result: PageResult, *, new_items: int, changed_items: int) -> dict
         "finished_at": result.at if result.state in TERMINAL else None,
         "outcome": result.outcome,
         "reason": result.reason,
-        "rows": len(fetched.items) if fetched else None,
-        "total": fetched.total if fetched else None,
-        "page_size": fetched.page_size if fetched else None,
-        "item_keys": pack_keys(item.item_id for item in fetched.items).decode() if fetched else None,
+        "rows": len(shown.sightings) if shown else None,
+        "total": shown.total if shown else None,
+        "page_size": shown.page_size if shown else None,
+        "item_keys": shown.item_keys if shown else None,
         "new_items": new_items,
         "changed_items": changed_items,
     }

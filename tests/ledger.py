@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from models.crawls import ShopRequest, submit_crawl
 from models.database import create_engine
-from models.ledger import Calls, PageResult, store_results
+from models.ledger import Calls, PageResult, store_results, with_page
 from models.messages import PageTask
 from models.settings import async_url
 from models.source import FetchedPage, Item
@@ -63,9 +63,8 @@ def done(task: PageTask, items: Sequence[Item] = (), *, at: float = 1, total: in
     """A page that was had, `at` seconds after START, with one call."""
     fetched = FetchedPage(list(items), total=total, page_size=20)
     calls = [Calls("key-1", "200", 1)]
-    return PageResult(
-        task=task, state="done", at=after(at), tries=task.tries, outcome="200", fetched=fetched, calls=calls
-    )
+    result = PageResult(task=task, state="done", at=after(at), tries=task.tries, outcome="200", calls=calls)
+    return with_page(result, fetched)
 
 
 def ended(

@@ -11,7 +11,7 @@ from datetime import timedelta
 from models.compression import zstd
 from models.database import Clock
 from models.errors import CredentialParkedError, FetchError, SourceStoppedError, ThrottledError
-from models.ledger import Calls, PageResult
+from models.ledger import Calls, PageResult, with_page
 from models.messages import PageTask
 from models.redact import redact, redact_bytes
 from models.settings import Settings
@@ -197,7 +197,7 @@ def _result(
     body: bytes | None = None,
 ) -> PageResult:
     now = hands.clock.now()
-    return PageResult(
+    result = PageResult(
         task=task,
         state=state,
         at=now,
@@ -205,10 +205,10 @@ def _result(
         outcome=outcome,
         reason=reason,
         due_at=None if delay is None else now + timedelta(seconds=delay),
-        fetched=fetched,
         body=body,
         calls=[Calls(credential, code, count) for (credential, code), count in attempts.calls.items()],
     )
+    return result if fetched is None else with_page(result, fetched)
 
 
 def _without_secrets(response: HttpResponse, secrets: tuple[str, ...]) -> HttpResponse:

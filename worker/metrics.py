@@ -29,9 +29,9 @@ def count_call(source: str, outcome: str, seconds: float) -> None:
 def count_page(source: str, result: PageResult, stored: Stored | None) -> None:
     """Count one page's end, with its items and archive bytes if they were stored."""
     pages.labels(source, stored.state if stored else "outdated").inc()
-    if stored is None or stored.state != "done" or result.fetched is None:
+    if stored is None or stored.state != "done" or result.page is None:
         return
     items.labels(source, "new").inc(stored.new)
     items.labels(source, "changed").inc(stored.changed)
-    items.labels(source, "unchanged").inc(len(result.fetched.items) - stored.new - stored.changed)
+    items.labels(source, "unchanged").inc(len(result.sightings) - stored.new - stored.changed)
     archive_bytes.labels(source).inc(len(result.body or b""))

@@ -6,13 +6,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.database import is_postgresql, unavailable
-from models.ledger import PageResult, Stored, store_results
+from models.ledger import PageResult, Stored, not_storable, store_results
 
 LARGEST_BATCH = 128
 # A transaction costs as much CPU as the storing of ten pages: filling it is worth a pause that no page notices.
@@ -114,13 +113,12 @@ class Writer:
             await self._write(batch[middle:])
             return
         waiting = batch[0]
-        if waiting.result.fetched is None:  # even the bare verdict cannot be stored: the reconciler will send it again
+        if waiting.result.page is None:  # even the bare verdict cannot be stored: the reconciler will send it again
             waiting.stored.set_exception(unavailable(error))
             return
-        reason, task = f"cannot be stored: {str(unavailable(error))[:300]}", waiting.result.task
-        fields = {"crawl": task.crawl_id, "shop": task.shop, "page": task.page, "reason": reason}
+        dead, task = not_storable(waiting.result, str(unavailable(error))), waiting.result.task
+        fields = {"crawl": task.crawl_id, "shop": task.shop, "page": task.page, "reason": dead.reason}
         logger.error("page dead", extra=fields)
-        dead = msgspec.structs.replace(waiting.result, state="dead", reason=reason, fetched=None, body=None)
         await self._write([Waiting(dead, waiting.stored)])
 
 

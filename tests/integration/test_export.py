@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from models.crawls import ShopRequest, shop_ids
 from models.database import create_engine
 from models.errors import ShopcrawlError, UnavailableError, UsageError
-from models.items import diff, sightings_of, write
+from models.items import diff, sighting_of, write
 from models.settings import async_url
 from models.source import Item
 from producer import export
@@ -64,7 +64,8 @@ async def stock(
     async with engine.begin() as connection:
         ids = await shop_ids(connection, requests, SEEN)
         for key, items in shops.items():
-            sightings = sightings_of(items, shop_id=ids[source, key], shop_crawl_id=1, seen_at=at)
+            shop_id = ids[source, key]
+            sightings = [sighting_of(each, shop_id=shop_id, shop_crawl_id=1, seen_at=at) for each in items]
             await write(connection, diff({}, sightings))
 
 

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from models.ledger import pack_keys, unpack_keys
+from models.ledger import PageResult, pack_keys, unpack_keys, with_page
 from models.messages import PageTask
 from models.source import FetchedPage, Item
 from models.tables import call, item, page, page_body
@@ -233,9 +233,8 @@ async def test_bodies_are_kept_with_their_page(engine: AsyncEngine, task: PageTa
 
 
 async def test_a_page_without_a_total_or_items_is_stored(engine: AsyncEngine, task: PageTask) -> None:
-    result = done(task)
-    result.fetched = FetchedPage([])
-    assert await store(engine, result) == [True]
+    result = PageResult(task=task, state="done", at=after(1), tries=0)
+    assert await store(engine, with_page(result, FetchedPage([]))) == [True]
     (row,) = await rows(engine, page)
     assert (row.rows, row.total, unpack_keys(row.item_keys)) == (0, None, [])
 

@@ -18,7 +18,7 @@ from models import credentials, fleet
 from models.crawls import ShopRequest, submit_crawl
 from models.database import Clock, create_engine
 from models.errors import UnavailableError, UsageError
-from models.ledger import Calls, PageResult, store_results
+from models.ledger import Calls, PageResult, store_results, with_page
 from models.messages import PageTask
 from models.settings import async_url
 from models.source import FetchedPage, Item
@@ -75,9 +75,8 @@ def answer(task: PageTask) -> PageResult:
     numbers = range(2 * task.page - 2, min(size, 2 * task.page))
     items = [Item(item_id=str(number), title=f"item {number}") for number in numbers]
     calls = [Calls("a", "503", 2), Calls("a", "200", 1)]
-    return PageResult(
-        **common, state="done", outcome="200", fetched=FetchedPage(items, total=size, page_size=2), calls=calls
-    )
+    done = PageResult(**common, state="done", outcome="200", calls=calls)
+    return with_page(done, FetchedPage(items, total=size, page_size=2))
 
 
 async def send(engine: AsyncEngine, room: int = 100) -> list[PageTask]:

@@ -8,14 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.items import FIELDS, TRACKED, UNTRACKED, Sighting, content_hash, diff
-from models.source import Item
+from models.items import FIELDS, TRACKED, UNTRACKED, Sighting, content_hash, diff, sighting_of
+from models.ledger import PageResult, with_page
+from models.messages import PageTask
+from models.source import FetchedPage, Item
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def seen(item_id: str, at: float = 0, *, shop: int = 1, **fields: Any) -> Sighting:
-    return Sighting(shop, 10, NOON + timedelta(seconds=at), Item(item_id=item_id, **fields))
+    item = Item(item_id=item_id, **fields)
+    return sighting_of(item, shop_id=shop, shop_crawl_id=10, seen_at=NOON + timedelta(seconds=at))
 
 
 @pytest.mark.parametrize(
@@ -83,3 +86,25 @@ def test_one_item_seen_twice_is_one_with_the_later_answer_in_an_order_that_all_w
 
 def test_of_two_answers_of_one_moment_the_last_one_counts() -> None:
     assert diff({}, [seen("1", title="a"), seen("1", title="b")]).new[0].item.title == "b"
+
+
+@pytest.mark.parametrize("field", TRACKED)
+def test_a_sighting_gives_its_item_back_and_knows_whether_a_tracked_field_was_not_sent(field: str) -> None:
+    moving = {"gmv_30d": Decimal("0.50"), "sold_30d": 0, "extra": {"深": [1, None, 2.5]}}
+    price = {name: Decimal("3.90") for name in TRACKED if name.endswith("price")}
+    lists = {"images": ["a"], "category_path": [], "props": [["颜色", "红"]]}
+    numbers = {"quantity_begin": 1, "stock": 0, "new_product": False, "created_time": NOON}
+    full: dict[str, Any] = dict.fromkeys(TRACKED, "") | price | lists | numbers | moving
+    whole, partly = seen("1", **full), seen("1", **full | {field: None})
+    assert whole.item == Item(item_id="1", **full)
+    assert partly.item == Item(item_id="1", **full | {field: None})
+    assert (whole.silent, partly.silent) == (False, True)
+
+
+@pytest.mark.parametrize("value", ["\ud83d", object(), {1.5j}])
+def test_a_value_that_no_row_can_hold_makes_its_page_dead_at_once(value: object) -> None:
+    task = PageTask("tmapi", "shop", page=1, page_id=1, fence=1, shop_id=1, shop_crawl_id=1, crawl_id=1)
+    result = PageResult(task=task, state="done", at=NOON, tries=0, outcome="200", body=b"body")
+    dead = with_page(result, FetchedPage([Item(item_id="1", extra={"x": value})]))
+    assert (dead.state, dead.page, dead.body, dead.sightings) == ("dead", None, None, [])
+    assert str(dead.reason).startswith("cannot be stored: ")
