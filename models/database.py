@@ -3,20 +3,18 @@
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from models.errors import UnavailableError
 
 SQLITE_BUSY_SECONDS = 30
+_MIGRATIONS = Path(__file__).parent / "migrations" / "versions"
 
 
 def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
@@ -61,15 +59,14 @@ def is_postgresql(connection: AsyncConnection | AsyncEngine) -> bool:
     return connection.dialect.name == "postgresql"
 
 
-def _alembic() -> Config:
-    config = Config()
-    config.set_main_option("script_location", "models:migrations")
-    return config
-
-
 async def upgrade(engine: AsyncEngine) -> str:
     """Bring the schema to the newest version and return that version. Raises UnavailableError."""
-    config = _alembic()
+    # Alembic takes 9 MB, and a worker that only checks the version has no use for it.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", "models:migrations")
 
     def run(connection: sa.Connection) -> None:
         config.attributes["connection"] = connection
@@ -85,19 +82,31 @@ async def upgrade(engine: AsyncEngine) -> str:
     return head_version()
 
 
+def known_versions() -> list[str]:
+    """The schema versions this code knows, oldest first: migrations are called `VERSION_what_it_does.py`."""
+    return sorted(file.name.partition("_")[0] for file in _MIGRATIONS.glob("[0-9]*_*.py"))
+
+
 def head_version() -> str:
     """The newest schema version this code knows."""
-    return str(ScriptDirectory.from_config(_alembic()).get_current_head())
+    return known_versions()[-1]
 
 
 async def schema_state(engine: AsyncEngine) -> tuple[str | None, str]:
     """(version of the database or None if empty, version this code needs). Raises UnavailableError."""
     try:
         async with engine.connect() as connection:
-            current = await connection.run_sync(lambda c: MigrationContext.configure(c).get_current_revision())
+            current = await connection.run_sync(_current_version)
     except (SQLAlchemyError, OSError) as error:
         raise unavailable(error) from None
     return current, head_version()
+
+
+def _current_version(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    version: str | None = connection.scalar(sa.text("SELECT version_num FROM alembic_version"))
+    return version
 
 
 async def require_schema(engine: AsyncEngine) -> None:
@@ -106,10 +115,8 @@ async def require_schema(engine: AsyncEngine) -> None:
     if current is None:
         raise UnavailableError("the database has no shopcrawl tables yet: run `shopcrawl db upgrade`")
     if current != head:
-        known = {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
-        cure = (
-            "run `shopcrawl db upgrade`" if current in known else "it was made by a newer shopcrawl: upgrade this one"
-        )
+        outdated = current in known_versions()
+        cure = "run `shopcrawl db upgrade`" if outdated else "it was made by a newer shopcrawl: upgrade this one"
         raise UnavailableError(f"the database has schema version {current}, this shopcrawl needs {head}: {cure}")
 
 

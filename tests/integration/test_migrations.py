@@ -9,8 +9,9 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
-from models.database import head_version, require_schema, schema_state, upgrade
+from models.database import head_version, known_versions, require_schema, schema_state, upgrade
 from models.errors import UnavailableError
 from models.tables import metadata
 from tests.ledger import engine_for, submit
@@ -22,6 +23,21 @@ def _config(connection: sa.Connection) -> Config:
     config.set_main_option("script_location", "models:migrations")
     config.attributes["connection"] = connection
     return config
+
+
+def test_file_names_tell_the_versions_in_the_order_in_which_they_build_on_each_other() -> None:
+    config = Config()
+    config.set_main_option("script_location", "models:migrations")
+    scripts = list(ScriptDirectory.from_config(config).walk_revisions())
+    assert known_versions() == [script.revision for script in reversed(scripts)]
+    assert [head_version()] == ScriptDirectory.from_config(config).get_heads()
+
+
+async def test_an_emptied_version_table_counts_as_no_tables_yet(database_url: str) -> None:
+    async with engine_for(database_url) as engine:
+        async with engine.begin() as connection:
+            await connection.execute(sa.text("DELETE FROM alembic_version"))
+        assert await schema_state(engine) == (None, head_version())
 
 
 async def test_migrations_and_tables_agree(database_url: str) -> None:
