@@ -2,13 +2,11 @@
 
 import json
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,59 +15,15 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-import redis
 
+from tests.e2e.crawled import HOLED, REFUSED, SOUND, Crawled, run_alone
 from tests.e2e.fleet import TOKEN, Fleet, shopcrawl
-from tests.e2e.here import Done, run_here
+from tests.e2e.here import run_here
 from tests.servers import wait_until
 from tests.simulator.process import SimulatorProcess
 
 pytestmark = pytest.mark.e2e
 KEYS = {"crawl", "state", "shops", "verdicts", "pages", "items", "calls", "elapsed_s"}
-REFUSED, HOLED, SOUND = "refused01", "holed01", "sound01"
-
-
-@dataclass(frozen=True)
-class Crawled:
-    """A finished embedded crawl: what the command said, where it is, and what it ran against."""
-
-    said: subprocess.CompletedProcess[str]
-    fleet: Fleet
-    simulator: SimulatorProcess
-
-    def here(self, *arguments: str, folder: Path | None = None, **env: object) -> Done:
-        """Run a command on this data folder, or on a copy of it."""
-        data_dir = folder or self.fleet.data_dir
-        given = {"data_dir": data_dir, "tmapi_tokens": TOKEN, "tmapi_base_url": self.simulator.url, "retry_base": 0.05}
-        return run_here(data_dir, *arguments, env=given | env)
-
-
-@pytest.fixture(scope="module")
-def crawled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crawled]:
-    """A crawl in which one shop was refused and another has a page that cannot be had; it healed since."""
-    extra = {REFUSED: 30, HOLED: 50, SOUND: 45}
-    with SimulatorProcess(shops=12, seed=2, items_max=60, extra=extra, token=TOKEN) as simulator:
-        simulator.script({"outcome": "422", "shop": REFUSED}, {"outcome": "500", "shop": HOLED, "pages": [2, 2]})
-        with Fleet(tmp_path_factory.mktemp("crawled"), simulator) as fleet:
-            said = fleet.run("crawl", str(fleet.shops_file()), "--json")
-            simulator.script({"clear": True})
-            yield Crawled(said, fleet, simulator)
-
-
-@pytest.fixture
-def copy(crawled: Crawled, tmp_path: Path) -> Path:
-    """A copy of the finished crawl's data folder, to be changed."""
-    return Path(shutil.copytree(crawled.fleet.data_dir, tmp_path / "copy", ignore=shutil.ignore_patterns("redis")))
-
-
-def run_alone(data_dir: Path, api: str, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the console script with only the settings that a first user gives."""
-    env = {"SHOPCRAWL_DATA_DIR": str(data_dir), "SHOPCRAWL_TMAPI_BASE_URL": api, "SHOPCRAWL_TMAPI_TOKENS": TOKEN}
-    env["PATH"] = "/usr/bin:/bin"
-    return subprocess.run(
-        shopcrawl(*arguments), env=env, input=stdin, capture_output=True, text=True, timeout=120, check=False
-    )
-
 
 # What a crawl says
 
@@ -120,11 +74,26 @@ def test_crawls_lists_every_crawl(crawled: Crawled) -> None:
     assert "finished" in told.out and "15" in told.out
 
 
-def test_log_of_an_embedded_crawl_is_a_file_and_no_page_has_a_line(crawled: Crawled) -> None:
+def test_log_of_an_embedded_crawl_is_a_file_and_no_good_page_has_a_line(crawled: Crawled) -> None:
     assert "[info" not in crawled.said.stderr
     log = (crawled.fleet.data_dir / "logs" / "worker-1.log").read_text()
     assert "worker ready" in log
     assert "crawl_page[" not in log and log.count("Z [") < 10 < crawled.simulator.calls()["total"]
+
+
+def test_log_names_dead_pages_unhappy_shops_and_the_end(crawled: Crawled) -> None:
+    logs = crawled.fleet.data_dir / "logs"
+    lines = [line for name in ("worker-1.log", "shopcrawl.log") for line in (logs / name).read_text().splitlines()]
+
+    def fields(event: str, shop: str = "") -> list[str]:
+        return [line for line in lines if f"] {event} " in line and f"shop={shop}" in line]
+
+    (refused,), (dead,) = fields("page refused", REFUSED), fields("page dead", HOLED)
+    assert "crawl=1" in refused and "page=1" in refused and "crawl=1" in dead and "page=2" in dead
+    assert "verdict=failed" in fields("shop settled", REFUSED)[0]
+    assert "verdict=partial" in fields("shop settled", HOLED)[0]
+    assert len(fields("shop settled")) == 2
+    assert [line for line in lines if "crawl finished" in line and "shops=15" in line]
 
 
 def test_settings_are_read_from_a_dotenv_file(crawled: Crawled, tmp_path: Path) -> None:
@@ -190,106 +159,6 @@ def test_db_upgrade_makes_a_database_and_changes_none_that_is_new(tmp_path: Path
     first = run_here(tmp_path, "db", "upgrade", env={"data_dir": tmp_path})
     assert (first.code, first.err) == (0, "") and "schema version 0" in first.out
     assert run_here(tmp_path, "db", "upgrade", env={"data_dir": tmp_path}).out == first.out
-
-
-# Doctor
-
-
-def test_doctor_finds_a_working_set_up_sound(crawled: Crawled) -> None:
-    done = crawled.here("doctor")
-    assert (done.code, done.err) == (0, "")
-    assert "✘" not in done.out
-    for name in ("database", "schema", "redis", "clock", "token", "api address", "api answer", "data folder"):
-        assert f"✔ {name}:" in done.out or f"▲ {name}:" in done.out
-    assert TOKEN not in done.out
-
-
-@pytest.mark.parametrize(
-    ("changed", "cure"),
-    [
-        ({"tmapi_tokens": ""}, "set SHOPCRAWL_TMAPI_TOKENS"),
-        ({"tmapi_base_url": "ftp://api"}, "set SHOPCRAWL_TMAPI_BASE_URL"),
-        ({"tmapi_base_url": "http://127.0.0.1:1"}, "check the network"),
-        ({"redis_url": "redis://:canary-r@127.0.0.1:1/0"}, "start Redis, or correct SHOPCRAWL_REDIS_URL"),
-        ({"redis_url": "http://x"}, "SHOPCRAWL_REDIS_URL"),
-        ({"database_url": "postgresql://u:canary-d@127.0.0.1:1/d"}, "start the database, or correct"),
-        ({"database_url": "mysql://x"}, "SHOPCRAWL_DATABASE_URL"),
-        ({"data_dir": "/proc/no"}, "set SHOPCRAWL_DATA_DIR"),
-    ],
-)
-def test_doctor_names_the_cure_of_what_is_bad(crawled: Crawled, changed: dict[str, Any], cure: str) -> None:
-    done = crawled.here("doctor", **changed)
-    assert (done.code, done.err) == (2, "")
-    bad = [line for line in done.out.splitlines() if line.startswith("✘")]
-    assert len(bad) == 1 and cure in bad[0]
-    assert "canary" not in done.out
-
-
-def test_doctor_tells_of_an_eviction_policy_that_loses_pages(crawled: Crawled, redis_url: str) -> None:
-    with redis.Redis.from_url(redis_url) as client:
-        client.config_set("maxmemory-policy", "allkeys-lru")
-        done = crawled.here("doctor", redis_url=redis_url)
-        client.config_set("maxmemory-policy", "noeviction")
-    assert done.code == 2 and "maxmemory-policy noeviction" in done.out
-    assert crawled.here("doctor", redis_url=redis_url).code == 0
-
-
-def test_doctor_sends_an_old_schema_to_db_upgrade(crawled: Crawled, redis_url: str, copy: Path) -> None:
-    with sqlite3.connect(copy / "shopcrawl.db") as connection:
-        connection.execute("DELETE FROM alembic_version")
-    connection.close()
-    done = crawled.here("doctor", folder=copy, redis_url=redis_url, database_url=f"sqlite:///{copy}/shopcrawl.db")
-    assert done.code == 2 and "run `shopcrawl db upgrade`" in done.out
-
-
-# Re-crawls
-
-
-def chosen(crawled: Crawled, copy: Path, *arguments: str) -> set[str]:
-    """The shops that a re-crawl with these arguments is asked for."""
-    done = crawled.here("recrawl", *arguments, "--no-follow", "--json", folder=copy)
-    assert done.code == 0, done.err
-    crawl_id = json.loads(done.out)["crawl_id"]
-    with sqlite3.connect(copy / "shopcrawl.db") as connection:
-        query = "SELECT key, priority FROM shop JOIN shop_crawl s ON s.shop_id = shop.id WHERE s.crawl_id = ?"
-        rows = connection.execute(query, (crawl_id,)).fetchall()
-    connection.close()
-    assert {priority for _, priority in rows} <= {0}, "ahead of all other work"
-    return {key for key, _ in rows}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ("--failed", {REFUSED}),
-        ("--verdict partial", {HOLED}),
-        ("--verdict partial --failed", {HOLED, REFUSED}),
-        (f"{SOUND} {HOLED} {SOUND}", {SOUND, HOLED}),
-        (f"{SOUND} never-seen", {SOUND, "never-seen"}),
-    ],
-)
-def test_recrawl_selects(crawled: Crawled, copy: Path, arguments: str, expected: set[str]) -> None:
-    assert chosen(crawled, copy, *arguments.split()) == expected
-
-
-def test_recrawl_by_age_and_of_all(crawled: Crawled, copy: Path) -> None:
-    with sqlite3.connect(copy / "shopcrawl.db") as connection:
-        old = "UPDATE shop_crawl SET settled_at = '2020-01-01 00:00:00.000001' WHERE shop_id ="
-        connection.execute(f"{old} (SELECT id FROM shop WHERE key = '{SOUND}')")
-    connection.close()
-    assert chosen(crawled, copy, "--older-than", "24h") == {SOUND}
-    everything = chosen(crawled, copy, "--all")
-    assert len(everything) == 14 and SOUND not in everything, "its re-crawl is pending already"
-    again = crawled.here("recrawl", "--all", "--no-follow", folder=copy)
-    assert again.code == 0 and "waiting for a re-crawl already" in again.err
-
-
-def test_recrawl_of_a_healed_shop_is_exit_code_0_and_takes_the_data_folder_back(crawled: Crawled, copy: Path) -> None:
-    done = run_alone(copy, crawled.simulator.url, "recrawl", REFUSED, HOLED, "--json", "--quiet")
-    assert (done.returncode, done.stderr) == (0, "")
-    told = json.loads(done.stdout)
-    assert told["verdicts"] == {"complete": 2, "drifted": 0, "partial": 0, "failed": 0}
-    assert told["items"]["new"] == 30 + 20, "all of one shop, and the page that was missing of the other"
 
 
 # Options
