@@ -50,9 +50,9 @@ async def until_recrawled(fleet: Fleet, key: str) -> None:
 
 
 def ask_by_celery(redis_url: str, key: str) -> None:
-    """Ask as any Celery client can that knows nothing of us but two names."""
+    """Ask as any Celery client can that knows nothing of us but the task's name."""
     with Celery(broker=redis_url, set_as_current=False) as client:
-        client.send_task("recrawl_shops", args=[[key]], queue="pages.urgent")
+        client.send_task("recrawl_shops", args=[[key]])
 
 
 async def test_recrawl_overtakes_a_running_crawl_however_it_is_asked_for(fleet: Fleet, redis_url: str) -> None:
