@@ -20,7 +20,7 @@ except ShopcrawlError as error:
 transport.install()
 app = Celery("shopcrawl", include=["worker.tasks"])
 app.conf.update(config)
-app.conf.task_queues = [Queue(name) for name in (URGENT_QUEUE, QUEUE, CLIENT_QUEUE)]  # type: ignore[no-untyped-call]
+app.conf.task_queues = [Queue(name) for name in (URGENT_QUEUE, CLIENT_QUEUE, QUEUE)]  # type: ignore[no-untyped-call]
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
