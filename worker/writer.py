@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from models.database import is_postgresql, unavailable
 from models.ledger import PageResult, Stored, not_storable, store_results
 
-LARGEST_BATCH = 128
+LARGEST_BATCH = 64
 # A transaction costs as much CPU as the storing of ten pages: filling it is worth a pause that no page notices.
 LINGER = 0.04
 LONGEST_PAUSE = 5.0
@@ -73,6 +73,7 @@ class Writer:
             if not batch:
                 return
             await self._write(batch)
+            del batch  # its pages are done: not to be kept until the next batch has gathered
 
     async def _gather(self) -> list[Waiting]:
         """The next batch, given a moment to fill; empty once all is written and the writer stops."""
