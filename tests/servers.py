@@ -1,9 +1,11 @@
 """Real Redis and PostgreSQL servers, from wheels, that live no longer than the process that started them."""
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import importlib.util
+import itertools
 import os
 import secrets
 import shutil
@@ -14,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -33,11 +35,24 @@ PR_SET_PDEATHSIG = 1
 _spawner = ThreadPoolExecutor(1, thread_name_prefix="servers")
 
 
+def _ports() -> Iterator[int]:
+    """Ports below those that the kernel lends to clients; each test process has some of its own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+    first = 10_000 + worker * 5_000
+    start = os.getpid() * 7 % 5_000
+    return itertools.cycle(first + (start + step) % 5_000 for step in range(5_000))
+
+
+_own_ports = _ports()
+
+
 def free_port() -> int:
-    """A loopback port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on, and that no other test process will be given."""
+    for port in _own_ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("ports never end")
 
 
 def wait_until(condition: Callable[[], bool], *, within: float = READY_WITHIN, what: str = "condition") -> None:

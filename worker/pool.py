@@ -296,6 +296,7 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # celery ships no types
     # From the loop's thread to the main thread
 
     def _post(self, job: Job, task: asyncio.Task[Outcome]) -> None:
+        job.task = None  # else job, task and the task's context would keep each other, and their messages, alive
         # Cancelled before its first step, the task has no result of its own.
         self._ended.put((job, asyncio.CancelledError() if task.cancelled() else task.result()))
         if not self._delivery_due:
@@ -322,6 +323,8 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # celery ships no types
     def _deliver(self, job: Job, outcome: Outcome) -> None:
         del self._running[job.id]
         _call_safely(_report, job, outcome)
+        # A connection that the task opened keeps the task's context, and so the job, for as long as it stays open.
+        job.args, job.kwargs, job.callbacks = (), {}, {}
         self._begin_waiting()
 
     def _deliver_until_idle(self, patience: float) -> None:

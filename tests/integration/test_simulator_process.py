@@ -44,7 +44,7 @@ def test_it_ends_on_sigint_while_calls_are_in_flight() -> None:
         with pytest.raises((ConnectionError, http.client.HTTPException)):
             connection.getresponse()
         connection.close()
-        assert sim.stop() == 0
+        assert sim.stop(asked=True) == 0
 
 
 def test_it_ends_with_its_parent_even_if_that_is_killed() -> None:

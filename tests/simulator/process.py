@@ -70,9 +70,9 @@ class SimulatorProcess:
         """Return the ledger's figures, in total or for one shop."""
         return dict(self.control("GET", "calls" if shop is None else f"calls?shop={quote(shop)}"))
 
-    def stop(self) -> int:
-        """End the process and return its exit code; harmless when repeated."""
-        if self._child.poll() is None:
+    def stop(self, *, asked: bool = False) -> int:
+        """End the process, unless it was `asked` to end already, and return its exit code; harmless when repeated."""
+        if self._child.poll() is None and not asked:
             self._child.terminate()
         try:
             code = self._child.wait(_STOP_SECONDS)
