@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import base64
 import signal
 from collections.abc import Iterable
 from typing import cast
@@ -29,7 +28,7 @@ class _Message(msgspec.Struct):
 
 def tasks_of(payloads: Iterable[bytes]) -> list[PageTask]:
     """The pages that raw queue entries ask for."""
-    bodies = (base64.b64decode(msgspec.json.decode(payload, type=_Message).body) for payload in payloads)
+    bodies = (msgspec.json.decode(payload, type=_Message).body for payload in payloads)
     return [msgspec.convert(msgspec.json.decode(body)[1], PageTask) for body in bodies]
 
 
