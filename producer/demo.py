@@ -65,7 +65,7 @@ def run_demo(console: Console) -> int:
         ) from None
     settings = load_settings()
     folder = settings.data_dir / "demo"
-    command = f"SHOPCRAWL_DATA_DIR={folder} {_program()}"
+    setup = f"export SHOPCRAWL_DATA_DIR={folder}"
     shutil.rmtree(folder, ignore_errors=True)
     console.print(
         f"simulating {SHOPS:,} shops: 417, 499 and 500 at random, 503 above {GATE} calls in flight, slow answers"
@@ -76,7 +76,7 @@ def run_demo(console: Console) -> int:
             update={"tmapi_tokens": (SecretStr(TOKEN),), "database_url": None, "redis_url": None, "workers": 1}
         )
         status = run.run_until_signalled(_crawl(demo, simulator.control("GET", "shops"), console))
-        run.run_until_signalled(run.show_summary(demo, console, status, command=command))
+        run.run_until_signalled(run.show_summary(demo, console, status, setup=setup, command=_program()))
         truth = {(row["shop"], row["item_id"]): _true_values(row["item"]) for row in simulator.truth()}
         calls = simulator.calls()
     result = run.run_until_signalled(_compare_store(demo, truth))

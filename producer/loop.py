@@ -22,7 +22,7 @@ from producer import metrics, news
 from producer.dispatch import Dispatcher, oldest_due, window
 from producer.enqueue import send
 from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
-from producer.settle import review
+from producer.settle import LARGEST_REVIEW, review
 
 BUSY_PAUSE = 0.1
 IDLE_PAUSE = 0.5
@@ -85,6 +85,8 @@ class Producer:
             async with reader(self._engine).connect() as connection:
                 await news.tell(connection, reviewed, now=self._clock.now())
         sent = await self._dispatch()
+        if reviewed.pages >= LARGEST_REVIEW:
+            return 0  # more is waiting
         return BUSY_PAUSE if reviewed.pages or sent or self._out else IDLE_PAUSE
 
     async def _dispatch(self) -> int:

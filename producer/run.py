@@ -217,12 +217,13 @@ def run_until_signalled(main: Awaitable[T]) -> T:
 
 
 async def show_summary(
-    settings: Settings, console: Console, status: CrawlStatus, *, command: str = "shopcrawl"
+    settings: Settings, console: Console, status: CrawlStatus, *, setup: str = "", command: str = "shopcrawl"
 ) -> None:
     """Print how a crawl ended."""
     async with database(settings) as (engine, _clock), reader(engine).connect() as connection:
         unhappy = await unhappy_shops(connection, status.crawl, UNHAPPY_SHOWN)
-    print_summary(console, status, unhappy, database=shown_location(settings.database), command=command)
+    location = shown_location(settings.database)
+    print_summary(console, status, unhappy, database=location, setup=setup, command=command)
 
 
 async def show_status(

@@ -16,6 +16,7 @@ from models.tables import crawl, page, shop_crawl
 from producer.plan import PageFact, Progress, Review, absorb, conclude, judge
 
 LARGEST_REVIEW = 1_000
+COUNTED_AT_ONCE = 20
 UNREVIEWED = sa.text("NOT page.reviewed")  # in the index's own words: SQLite finds it by no others
 FACT_COLUMNS = (
     page.c.number, page.c.state, page.c.rows, page.c.total, page.c.page_size,
@@ -70,10 +71,11 @@ async def _lock_shops(connection: AsyncConnection) -> dict[int, sa.Row[Any]]:
 
 
 async def _finished_pages(connection: AsyncConnection, shops: Iterable[int]) -> Facts:
-    """The unreviewed pages of these shop crawls; read after the lock, so that none is counted twice."""
+    """Unreviewed pages of these shop crawls, the oldest first; read after the lock, so that none is counted twice."""
     rows = await query_rows(
         connection,
-        f"SELECT p.shop_crawl_id, {_names('p')} FROM {{r}} JOIN page p ON p.shop_crawl_id = r.id WHERE NOT p.reviewed",
+        f"SELECT p.shop_crawl_id, {_names('p')} FROM {{r}} JOIN page p ON p.shop_crawl_id = r.id"
+        f" WHERE NOT p.reviewed ORDER BY p.id LIMIT {LARGEST_REVIEW}",
         [shop_crawl.c.id],
         [{"id": key} for key in shops],
     )
@@ -169,22 +171,32 @@ async def _settle(
     connection: AsyncConnection, ids: Sequence[int], reviews: Mapping[int, Review], now: datetime
 ) -> dict[int, dict[str, Any]]:
     """Judge shops whose pages have all ended; returns the columns that make each one settled."""
-    distinct: dict[int, set[int]] = defaultdict(set)
-    sql = "SELECT p.shop_crawl_id, p.item_keys FROM {r} JOIN page p ON p.shop_crawl_id = r.id WHERE p.state = 'done'"
-    for row in await query_rows(connection, sql, [shop_crawl.c.id], [{"id": key} for key in ids]):
-        distinct[row.shop_crawl_id].update(unpack_keys(row.item_keys))
+    distinct = await _distinct_items(connection, ids)
     lost = await _lost_pages(connection, [key for key in ids if reviews[key].progress.pages_dead])
     verdicts = {}
     for key in ids:
-        verdict = judge(reviews[key].progress, len(distinct[key]), list(lost.get(key, {}).values()))
+        verdict = judge(reviews[key].progress, distinct[key], list(lost.get(key, {}).values()))
         verdicts[key] = {
             "state": "settled",
             "verdict": verdict.verdict,
             "reason": verdict.reason,
-            "distinct_items": len(distinct[key]),
+            "distinct_items": distinct[key],
             "settled_at": now,
         }
     return verdicts
+
+
+async def _distinct_items(connection: AsyncConnection, ids: Sequence[int]) -> dict[int, int]:
+    """How many different items the pages of each shop crawl showed; a few shops at a time, for many may end at once."""
+    distinct: dict[int, int] = {}
+    sql = "SELECT p.shop_crawl_id, p.item_keys FROM {r} JOIN page p ON p.shop_crawl_id = r.id WHERE p.state = 'done'"
+    for start in range(0, len(ids), COUNTED_AT_ONCE):
+        chunk = ids[start : start + COUNTED_AT_ONCE]
+        seen: dict[int, set[int]] = {key: set() for key in chunk}
+        for row in await query_rows(connection, sql, [shop_crawl.c.id], [{"id": key} for key in chunk]):
+            seen[row.shop_crawl_id].update(unpack_keys(row.item_keys))
+        distinct |= {key: len(keys) for key, keys in seen.items()}
+    return distinct
 
 
 async def _lost_pages(connection: AsyncConnection, ids: Sequence[int]) -> Facts:

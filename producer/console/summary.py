@@ -37,13 +37,17 @@ def print_summary(
     *,
     database: str,
     closing: str = "",
+    setup: str = "",
     command: str = "shopcrawl",
 ) -> None:
-    """Print the summary; `database` is its shown location, `unhappy` the first shops to name, `closing` a last line."""
+    """Print the summary; `database` is its shown location, `unhappy` the first shops to name, `closing` a last line.
+
+    `command` is how the reader calls shopcrawl, `setup` what must be entered before.
+    """
     parts: list[RenderableType] = [_headline(status), "", *bars(status), figures(status, database)]
     if unhappy:
         parts += ["", unhappy_table(status, unhappy)]
-    parts += ["", _next_steps(status, command)]
+    parts += ["", _next_steps(status, setup, command)]
     if closing:
         parts += ["", Text(closing)]
     console.print(Padding(Group(*parts), (1, 1)))
@@ -62,11 +66,10 @@ def _headline(status: CrawlStatus) -> Text:
     return Text(f"✔ Crawl {status.crawl} finished: all {number(status.shops)} shops complete{drifted}", "bold green")
 
 
-def _next_steps(status: CrawlStatus, command: str) -> Table:
+def _next_steps(status: CrawlStatus, setup: str, command: str) -> Table:
     """Commands that make sense now, each with what it does."""
-    steps = [("export items --format csv > items.csv", "all items, as CSV")]
-    if not status.is_finished:
-        steps.insert(0, ("resume", "go on where it stopped"))
+    steps = [("resume", "go on where it stopped")] if not status.is_finished else []
+    steps.append(("export items --format csv > items.csv", "all items, as CSV"))
     if status.verdicts.partial:
         steps.append(("recrawl --verdict partial", "retry partial shops"))
     if status.verdicts.failed:
@@ -75,6 +78,8 @@ def _next_steps(status: CrawlStatus, command: str) -> Table:
     grid = label_grid()
     grid.add_column(no_wrap=True)
     grid.add_column(style="dim")
-    for index, (arguments, meaning) in enumerate(steps):
-        grid.add_row("" if index else "next", Text(f"{command} {arguments}", "cyan"), meaning)
+    rows = [(setup, "")] if setup else []
+    rows += [(f"{command} {arguments}", meaning) for arguments, meaning in steps]
+    for index, (line, meaning) in enumerate(rows):
+        grid.add_row("" if index else "next", Text(line, "cyan"), meaning)
     return grid
