@@ -36,11 +36,10 @@ def print_summary(
     unhappy: Sequence[UnhappyShop],
     *,
     database: str,
-    closing: str = "",
     setup: str = "",
     command: str = "shopcrawl",
 ) -> None:
-    """Print the summary; `database` is its shown location, `unhappy` the first shops to name, `closing` a last line.
+    """Print the summary; `database` is its shown location, `unhappy` the first shops to name.
 
     `command` is how the reader calls shopcrawl, `setup` what must be entered before.
     """
@@ -48,8 +47,6 @@ def print_summary(
     if unhappy:
         parts += ["", unhappy_table(status, unhappy)]
     parts += ["", _next_steps(status, setup, command)]
-    if closing:
-        parts += ["", Text(closing)]
     console.print(Padding(Group(*parts), (1, 1)))
 
 
