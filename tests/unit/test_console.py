@@ -56,9 +56,9 @@ def recorder(width: int = 80, *, terminal: bool = False) -> tuple[Console, io.St
     return Console(file=text, width=width, force_terminal=terminal, color_system=None), text
 
 
-def summary(status: CrawlStatus, unhappy: list[UnhappyShop] | None = None, width: int = 80, closing: str = "") -> str:
+def summary(status: CrawlStatus, unhappy: list[UnhappyShop] | None = None, width: int = 80) -> str:
     console, text = recorder(width)
-    print_summary(console, status, unhappy or [], database="data/shopcrawl.db", closing=closing)
+    print_summary(console, status, unhappy or [], database="data/shopcrawl.db")
     return text.getvalue()
 
 
