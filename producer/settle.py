@@ -1,7 +1,7 @@
 """Review: draws conclusions from finished pages, plans and cancels others, and settles finished shops."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.bulk import insert_rows, query_rows
 from models.crawls import new_page
+from models.database import is_postgresql
 from models.ledger import unpack_keys
 from models.tables import crawl, page, shop_crawl
 from producer.plan import PageFact, Progress, Review, absorb, conclude, judge
@@ -41,8 +42,9 @@ class Reviewed:
 
 async def review(connection: AsyncConnection, *, now: datetime) -> Reviewed:
     """Review finished pages of shops that no other producer is reviewing."""
-    shops = await _lock_shops(connection)
-    finished = await _finished_pages(connection, shops)
+    waiting = await _oldest_unreviewed(connection)
+    shops = await _lock_shops(connection, waiting.values())
+    finished = await _finished_pages(connection, waiting, shops)
     if not finished:
         return Reviewed()
     known = await _neighbours(connection, finished)
@@ -60,24 +62,29 @@ async def review(connection: AsyncConnection, *, now: datetime) -> Reviewed:
     return Reviewed(sum(len(facts) for facts in finished.values()), unhappy, ended)
 
 
-async def _lock_shops(connection: AsyncConnection) -> dict[int, sa.Row[Any]]:
-    """Shop crawls with unreviewed pages, locked; those another producer holds are left to it."""
-    oldest = sa.select(page.c.shop_crawl_id).where(UNREVIEWED).order_by(page.c.id).limit(LARGEST_REVIEW).subquery()
-    query = (
-        sa.select(shop_crawl).where(shop_crawl.c.id.in_(sa.select(oldest.c.shop_crawl_id))).order_by(shop_crawl.c.id)
-    )
-    rows = await connection.execute(query.with_for_update(skip_locked=True))
-    return {row.id: row for row in rows}
+async def _oldest_unreviewed(connection: AsyncConnection) -> dict[int, int]:
+    """Shop crawl by page id of the pages that have waited longest for a review; a bounded number, however many wait."""
+    oldest = sa.select(page.c.id, page.c.shop_crawl_id).where(UNREVIEWED).order_by(page.c.id).limit(LARGEST_REVIEW)
+    return {row.id: row.shop_crawl_id for row in await connection.execute(oldest)}
 
 
-async def _finished_pages(connection: AsyncConnection, shops: Iterable[int]) -> Facts:
-    """Unreviewed pages of these shop crawls, the oldest first; read after the lock, so that none is counted twice."""
+async def _lock_shops(connection: AsyncConnection, ids: Iterable[int]) -> dict[int, sa.Row[Any]]:
+    """These shop crawls, locked; those another producer holds are left to it."""
+    names = ", ".join(f'c."{column.name}"' for column in shop_crawl.c)
+    lock = " FOR UPDATE OF c SKIP LOCKED" if is_postgresql(connection) else ""
+    sql = f"SELECT {names} FROM {{r}} JOIN shop_crawl c ON c.id = r.id ORDER BY c.id{lock}"
+    rows = [{"id": key} for key in sorted(set(ids))]
+    found = await query_rows(connection, sql, [shop_crawl.c.id], rows, returning=list(shop_crawl.c))
+    return {row.id: row for row in found}
+
+
+async def _finished_pages(connection: AsyncConnection, pages: Mapping[int, int], shops: Container[int]) -> Facts:
+    """Those of the pages whose shops are locked; read after the lock, so that none is counted twice."""
     rows = await query_rows(
         connection,
-        f"SELECT p.shop_crawl_id, {_names('p')} FROM {{r}} JOIN page p ON p.shop_crawl_id = r.id"
-        f" WHERE NOT p.reviewed ORDER BY p.id LIMIT {LARGEST_REVIEW}",
-        [shop_crawl.c.id],
-        [{"id": key} for key in shops],
+        f"SELECT p.shop_crawl_id, {_names('p')} FROM {{r}} JOIN page p ON p.id = r.id WHERE NOT p.reviewed",
+        [page.c.id],
+        [{"id": page_id} for page_id, shop_crawl_id in pages.items() if shop_crawl_id in shops],
     )
     return _facts(rows)
 
