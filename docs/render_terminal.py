@@ -88,7 +88,8 @@ def main() -> int:
     console.print(Text.assemble(("$ ", "bright_black"), ("make demo", "bold")))
     with tempfile.TemporaryDirectory() as folder:
         code = record(console, folder)
-    drawn = console.export_svg(title="", theme=THEME, code_format=FRAME, unique_id="t").replace(folder, "shopcrawl-data")
+    drawn = console.export_svg(title="", theme=THEME, code_format=FRAME, unique_id="t")
+    drawn = drawn.replace(folder, "shopcrawl-data")
     PICTURE.write_text("\n".join(line.rstrip() for line in drawn.splitlines()) + "\n", encoding="utf-8")
     sys.stdout.write(f"{PICTURE.name}: {PICTURE.stat().st_size:,} bytes\n")
     return code
