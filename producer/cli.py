@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from models.addresses import warn_if_plain_http
 from models.crawls import ShopRequest, Submission, known_shops, submit_crawl, submit_recrawl
 from models.database import Clock
 from models.errors import ShopcrawlError, UsageError
@@ -221,7 +222,7 @@ def _require_access(settings: Settings, sources: set[str]) -> None:
     for adapter in map(source_named, sorted(sources)):
         if settings.redis_url is None and not adapter.credentials(settings):
             raise UsageError(adapter.credential_help())
-        adapter.base_url(settings)
+        warn_if_plain_http(adapter.base_url(settings))
 
 
 def main() -> None:

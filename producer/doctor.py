@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import ipaddress
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from models.addresses import is_loopback
 from models.database import create_engine, is_postgresql, schema_state, unavailable
 from models.errors import ShopcrawlError, UnavailableError
 from models.redact import redact
@@ -256,14 +256,6 @@ def judge_address(url: str) -> Check:
     if parts.scheme == "http" and not is_loopback(host):
         return Check("api address", None, f"{shown} is not encrypted: the token can be read on its way", cure)
     return Check("api address", True, shown)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def judge_user(uid: int, allow_root: bool) -> Check:

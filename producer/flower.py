@@ -3,9 +3,9 @@
 import secrets
 import sys
 
+from models.addresses import is_loopback
 from models.errors import UsageError
 from models.settings import Settings
-from producer.doctor import is_loopback
 
 MAX_TASKS = 10_000  # Flower's own 100,000 cost it memory and make its pages slow
 NOT_FOR_FLOWER = ("DATABASE_URL", "PROXY", "TMAPI_TOKENS", "FLOWER_PASSWORD")  # what it does not know, it cannot show

@@ -11,7 +11,6 @@ from models.errors import UsageError
 from models.settings import Settings
 from models.source import source_named
 
-COMMON_COLUMNS = ("shop", "source")
 LONGEST_FIELD = 16_384  # characters of one cell; longer ones are a wrong file, not a shop
 
 Row = tuple[int, dict[str, str]]

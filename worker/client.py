@@ -1,12 +1,9 @@
 """The one HTTP session of a worker process: bounded in time and size, and silent about what it was asked."""
 
-import ipaddress
 import logging
 import ssl
-from functools import cache
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import ClientHandlerType
@@ -145,22 +142,3 @@ _TRANSLATIONS: tuple[_Row, ...] = (
      "the address is not usable, check the base URL"),
     ((aiohttp.ServerDisconnectedError, OSError), TransientError, "reset", "the connection was lost"),
 )  # fmt: skip
-
-
-def warn_if_plain_http(url: str) -> None:
-    """Log a warning, once for each address, if calls would carry a token unencrypted off this machine."""
-    parts = urlsplit(url)
-    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
-        _warn_once(parts.hostname or "")
-
-
-@cache
-def _warn_once(host: str) -> None:
-    logger.warning("plain http to %s: the token travels unencrypted; use https if the server offers it", host)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

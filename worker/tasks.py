@@ -14,13 +14,14 @@ from celery.signals import worker_ready
 from redis.asyncio import Redis
 
 from models import fleet
+from models.addresses import warn_if_plain_http
 from models.background import stop_tasks
 from models.broker import redis_url
 from models.crawls import Submission, known_shops, submit_recrawl
 from models.database import Clock, create_engine, require_schema
 from models.errors import UsageError
 from models.messages import RECRAWL_TASK_NAME, TASK_NAME, PageTask
-from models.source import source_named
+from models.source import source_named, source_names
 from worker import metrics
 from worker.app import app, settings
 from worker.client import Client
@@ -111,6 +112,8 @@ async def _make_hands() -> None:
     _exit.push_async_callback(writer.stop)
     _hands = Hands(settings, clock, limiter, client, writer, Parking(engine, limiter, clock, settings))
     _keep_running(clock.keep(engine), _keep_beating(redis, _hands))
+    for name in source_names():
+        warn_if_plain_http(source_named(name).base_url(settings))
     logger.info("worker ready", extra={"worker": PROCESS, "concurrency": settings.concurrency})
 
 

@@ -1,6 +1,7 @@
 """The command line keeps its contract: options, exit codes, JSON, files, and commands that share a data folder."""
 
 import json
+import os
 import re
 import signal
 import sqlite3
@@ -290,3 +291,11 @@ def test_small_demo_finds_its_store_equal_to_the_truth(tmp_path: Path, monkeypat
     assert "✔ the store equals the simulator's truth" in done.err
     counted = re.search(r"the simulator counted ([\d,]+), the ledger ([\d,]+);", done.err)
     assert counted is not None and counted[1] == counted[2]
+
+
+def test_a_crawl_over_plain_http_off_this_machine_is_warned_about_once(tmp_path: Path) -> None:
+    (tmp_path / "shops.csv").write_text("jane727\n")
+    variables = {**os.environ, "SHOPCRAWL_TMAPI_BASE_URL": "http://api.tmapi.top", "SHOPCRAWL_TMAPI_TOKENS": TOKEN}
+    command = shopcrawl("crawl", "shops.csv", "--no-follow")
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr.count("plain http to api.tmapi.top") == 1

@@ -16,11 +16,12 @@ from typing import Any
 import brotli
 import pytest
 
+from models.addresses import warn_if_plain_http
 from models.compression import zstd
 from models.errors import FetchError, SourceStoppedError, TransientError
 from models.settings import Settings
 from models.source import HttpRequest
-from worker.client import Client, warn_if_plain_http
+from worker.client import Client
 
 CANARY = "canary-5f1d0c"
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
