@@ -55,3 +55,24 @@ class PageRefusedError(FetchError):
 
 class ShopRefusedError(FetchError):
     """The API refuses this shop: the shop fails with the server's message."""
+
+
+class BannedError(FetchError):
+    """No call may be made for `seconds`: with this credential, or with any (`whole_source`); uses up no try."""
+
+    def __init__(self, code: str, message: str, *, seconds: float, whole_source: bool = False) -> None:
+        super().__init__(code, message, retry_after=seconds)
+        self.seconds = seconds
+        self.whole_source = whole_source
+
+
+class ShopUnauthorisedError(FetchError):
+    """The shop's own session is missing or refused: the shop is held until it has a new one; others go on."""
+
+
+class WindowTooLargeError(PageRefusedError):
+    """The page lies beyond the rows that the API reaches in one listing: the window must be split further."""
+
+
+class FieldsRefusedError(TransientError):
+    """Perhaps the API refuses the fields that were asked for: ask for fewer; uses up a try."""

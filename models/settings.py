@@ -34,6 +34,25 @@ class Settings(BaseSettings):
     tmapi_concurrency_start: float = Field(4, ge=1, description="calls in flight a token starts with")
     tmapi_concurrency_max: float = Field(200, ge=1, description="calls in flight a token never exceeds")
 
+    top_gateway_url: str = Field("https://eco.taobao.com/router/rest", description="Taobao Open Platform's gateway")
+    top_app_key: str | None = Field(None, description="the app's key (AppKey)")
+    top_app_secret: SecretStr | None = Field(None, description="the app's secret (AppSecret)")
+    top_sign_method: Literal["hmac-sha256", "hmac", "md5"] = Field("hmac-sha256", description="how calls are signed")
+    top_simplify: bool = Field(True, description="ask for the simplified JSON")
+    top_rate: float = Field(0, ge=0, description="requests a second and app; 0: no rate limit")
+    top_concurrency_start: float = Field(4, ge=1, description="calls in flight an app starts with")
+    top_concurrency_max: float = Field(100, ge=1, description="calls in flight an app never exceeds")
+    top_page_size: int = Field(200, ge=1, le=200, description="items asked for per page")
+    top_max_pages: int = Field(50_000, ge=1, description="pages of one shop that are never exceeded")
+    top_window_rows: int = Field(
+        20_000, ge=200, le=100_000, description="page number times page size that is never exceeded in one window"
+    )
+    top_window_margin: float = Field(120, ge=0, description="seconds before now at which windows of time end")
+    top_overlap: float = Field(600, ge=0, description="seconds that an incremental crawl reaches back")
+    secret_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Fernet keys for stored sessions, comma-separated, newest first; empty: a file in DATA_DIR"
+    )
+
     page_size: int = Field(20, ge=1, le=200, description="items asked for per page")
     max_pages: int = Field(5_000, ge=1, description="pages of one shop that are never exceeded")
     max_tries: int = Field(5, ge=1, description="failed answers after which a page is dead")
@@ -68,14 +87,23 @@ class Settings(BaseSettings):
     flower_password: SecretStr | None = Field(None, description="Flower's password; needed off loopback")
     allow_root: bool = Field(False, description="let the worker, producer and Flower services run as root")
 
-    @field_validator("tmapi_tokens", mode="before")
+    @field_validator("tmapi_tokens", "secret_key", mode="before")
     @classmethod
     def _split_tokens(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("database_url", "redis_url", "proxy", "flower_password", "flower_user", mode="before")
+    @field_validator(
+        "database_url",
+        "redis_url",
+        "proxy",
+        "flower_password",
+        "flower_user",
+        "top_app_key",
+        "top_app_secret",
+        mode="before",
+    )
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
@@ -102,13 +130,15 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every secret text in force, for redaction."""
-        single = (self.database_url, self.redis_url, self.flower_password)
+        single = (self.database_url, self.redis_url, self.flower_password, *self.secret_key)
         return (*self.sent_secrets, *(s.get_secret_value() for s in single if s is not None))
 
     @property
     def sent_secrets(self) -> tuple[str, ...]:
         """The secrets that calls carry, and that answers may therefore give back."""
-        return tuple(s.get_secret_value() for s in (*self.tmapi_tokens, self.proxy) if s is not None)
+        return tuple(
+            s.get_secret_value() for s in (*self.tmapi_tokens, self.top_app_secret, self.proxy) if s is not None
+        )
 
 
 def _is_http_url(url: str) -> bool:

@@ -1,7 +1,7 @@
 """What a source is: the protocol every API adapter fulfils, the values it exchanges, and the registry that finds it."""
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import entry_points
@@ -99,10 +99,36 @@ class FetchedPage(msgspec.Struct):
     anomalies: tuple[str, ...] = ()
 
 
+class WindowRules(msgspec.Struct, frozen=True, kw_only=True):
+    """How a listing that is cut into windows of time may be read; see docs/how-it-works.md."""
+
+    reach: int
+    """Rows that one listing shows at most: page number times page size never exceeds it."""
+    margin: timedelta
+    """How long a change may take to show: windows end this long before they are asked for."""
+    overlap: timedelta
+    """How far an incremental crawl reaches back before the end of the last complete one."""
+    earliest: datetime = datetime(2003, 1, 1, tzinfo=UTC)
+    """No row is older."""
+    turns: int = 3
+    """Times that a window is read when it shows fewer items than it claims."""
+    rounds: int = 8
+    """Windows opened one after the other for what was edited while the last one was read."""
+
+
 class Source(Protocol):
-    """A small pure adapter for one API; it never touches the network, the clock or the database."""
+    """A small pure adapter for one API; it never touches the network, the clock or the database.
+
+    Adapters inherit from it: what stands here with a value is what most of them want.
+    """
 
     name: str
+    needs_session: bool = False
+    """Each shop is called with a session of its own, besides the credential."""
+
+    def windows(self, settings: Settings) -> WindowRules | None:  # noqa: ARG002 (for adapters)
+        """How to read the listing by windows of time; None: its pages are read one after the other to the end."""
+        return None
 
     def credentials(self, settings: Settings) -> tuple[Credential, ...]:
         """The credentials configured for this source, possibly none."""
@@ -122,10 +148,20 @@ class Source(Protocol):
     def options(self, given: Mapping[str, str], settings: Settings) -> dict[str, Any]:
         """Validate the options given for a crawl or a shop and fill in defaults. Raises UsageError."""
 
-    def request(self, task: PageTask, credential: Credential, settings: Settings, now: datetime) -> HttpRequest:
-        """Build the call for one page."""
+    def narrowed(self, options: Mapping[str, Any]) -> dict[str, Any] | None:  # noqa: ARG002 (for adapters)
+        """The options that ask for fewer fields, to try after FieldsRefusedError; None if there are none fewer."""
+        return None
 
-    def decode(self, response: HttpResponse) -> FetchedPage:
+    def request(
+        self, task: PageTask, credential: Credential, settings: Settings, now: datetime, session: str | None = None
+    ) -> HttpRequest:
+        """Build the call for one page; `session` is the shop's own, for sources that need one.
+
+        A window of time is in the task's options: `start_modified` (absent: from the beginning) and `end_modified` as
+        ISO 8601 UTC text, both inclusive, and perhaps `cid`.
+        """
+
+    def decode(self, response: HttpResponse, task: PageTask, now: datetime) -> FetchedPage:
         """Read an answer. Raises a FetchError whose class names the reaction; never any other error."""
 
 

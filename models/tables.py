@@ -75,7 +75,7 @@ crawl = sa.Table(
     metadata,
     _id(),
     sa.Column("kind", sa.Text, nullable=False, comment="crawl or recrawl"),
-    sa.Column("state", sa.Text, nullable=False, comment="running or finished"),
+    sa.Column("state", sa.Text, nullable=False, comment="running, waiting (for sessions) or finished"),
     sa.Column(
         "fingerprint", sa.Text, nullable=False, comment="of shops and options: the same command resumes its crawl"
     ),
@@ -93,6 +93,7 @@ shop = sa.Table(
     sa.Column("source", Key, nullable=False),
     sa.Column("key", Key, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("watermark", UtcDateTime, comment="changes up to then are in the store: the end of its last whole crawl"),
     sa.UniqueConstraint("source", "key"),
 )
 
@@ -103,12 +104,13 @@ shop_crawl = sa.Table(
     sa.Column("crawl_id", BigId, sa.ForeignKey("crawl.id"), nullable=False),
     sa.Column("shop_id", BigId, sa.ForeignKey("shop.id"), nullable=False),
     sa.Column("kind", sa.Text, nullable=False, comment="as its crawl's"),
-    sa.Column("state", sa.Text, nullable=False, comment="open or settled"),
+    sa.Column("state", sa.Text, nullable=False, comment="open, held (needs authorisation) or settled"),
     sa.Column("priority", sa.SmallInteger, nullable=False),
     sa.Column("options", Json, nullable=False),
     sa.Column("verdict", sa.Text, comment="complete, drifted, partial or failed"),
     sa.Column("reason", sa.Text),
     sa.Column("refusal", sa.Text, comment="the server's words when it refuses the shop"),
+    sa.Column("slices", sa.Integer, nullable=False, server_default="0", comment="parts of the listing made so far"),
     sa.Column("page_size", sa.Integer, comment="rows a full page really has"),
     sa.Column("total_first", sa.BigInteger),
     sa.Column("total_last", sa.BigInteger),
@@ -154,10 +156,11 @@ page = sa.Table(
     sa.Column("shop_crawl_id", BigId, sa.ForeignKey("shop_crawl.id"), nullable=False),
     sa.Column("source", Key, nullable=False),
     sa.Column("slice", sa.Integer, nullable=False, server_default="0", comment="part of the listing; 0: all of it"),
-    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False, comment="page, or in a slice the ordinal of the call"),
+    sa.Column("page_no", sa.Integer, comment="the page that the API is asked for, where that is not `number`"),
     sa.Column("priority", sa.SmallInteger, nullable=False),
     sa.Column("rank", sa.Integer, nullable=False, comment="ordinal inside its shop crawl: all shops advance together"),
-    sa.Column("state", sa.Text, nullable=False, comment="ready, sent, done, dead, refused or cancelled"),
+    sa.Column("state", sa.Text, nullable=False, comment="ready, sent, held, done, dead, refused or cancelled"),
     sa.Column("reviewed", sa.Boolean, nullable=False, comment="the producer has drawn its conclusions from the result"),
     sa.Column("fence", sa.Integer, nullable=False, comment="number of sendings: only the newest may be stored"),
     sa.Column("tries", sa.SmallInteger, nullable=False, comment="failed answers"),
@@ -195,6 +198,50 @@ page = sa.Table(
         postgresql_where=sa.text("NOT reviewed"),
         sqlite_where=sa.text("NOT reviewed"),
     ),
+)
+
+slice_ = sa.Table(
+    "slice",
+    metadata,
+    sa.Column("shop_crawl_id", BigId, sa.ForeignKey("shop_crawl.id"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("round", sa.Integer, nullable=False, comment="1: the listing; then what was edited meanwhile"),
+    sa.Column("kind", sa.Text, nullable=False, comment="root of its round, part of it, or check of the root's count"),
+    sa.Column("state", sa.Text, nullable=False, comment="counting, paging, split, done or short"),
+    sa.Column("start_at", UtcDateTime, comment="first time of change, inclusive; NULL: from the beginning"),
+    sa.Column("end_at", UtcDateTime, nullable=False, comment="last time of change, inclusive"),
+    sa.Column("cid", sa.Text, comment="only this category"),
+    sa.Column("expected", sa.BigInteger, comment="rows that it can have at most, known before the first call"),
+    sa.Column("rest_end", UtcDateTime, comment="where the sibling ends that is opened once this one is counted"),
+    sa.Column("rest_total", sa.BigInteger, comment="rows of this slice and that sibling together"),
+    sa.Column("total_first", sa.BigInteger),
+    sa.Column("total_last", sa.BigInteger),
+    sa.Column("cursor", sa.Integer, nullable=False, comment="page that is out or wanted next; 0: none"),
+    sa.Column("kept_page", sa.Integer, comment="page had out of turn: good as long as the total stays"),
+    sa.Column("kept_total", sa.BigInteger),
+    sa.Column("turn", sa.Integer, nullable=False, comment="times it has been read"),
+    sa.Column("calls", sa.Integer, nullable=False, comment="pages asked for so far"),
+    sa.Column("lost", sa.Integer, nullable=False, comment="pages that could not be had"),
+    sa.Column("reason", sa.Text),
+)
+
+learned = sa.Table(
+    "learned",
+    metadata,
+    sa.Column("source", Key, primary_key=True),
+    sa.Column("name", Key, primary_key=True, comment="what an API taught us about itself, such as reach"),
+    sa.Column("value", sa.BigInteger, nullable=False),
+    sa.Column("at", UtcDateTime, nullable=False),
+)
+
+session = sa.Table(
+    "session",
+    metadata,
+    sa.Column("shop_id", BigId, sa.ForeignKey("shop.id"), primary_key=True, autoincrement=False),
+    sa.Column("sealed", sa.LargeBinary, nullable=False, comment="Fernet token"),
+    sa.Column("set_at", UtcDateTime, nullable=False),
+    sa.Column("refused_at", UtcDateTime),
+    sa.Column("reason", sa.Text, comment="why it was refused"),
 )
 
 call = sa.Table(

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from models.errors import FetchError
+from models.messages import PageTask
 from models.source import FetchedPage, HttpResponse, Item
 from worker.sources.tmapi import TmapiSource
 
 SOURCE = TmapiSource()
+TASK = PageTask(source="tmapi", shop="jane727", page=1, page_id=1, fence=1, shop_id=1, shop_crawl_id=1, crawl_id=1)
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 IMAGE = "https://cbu01.alicdn.com/img/ibank/O1CN01oEsmfk1E96nrFROVF_!!988240308-0-cib.jpg"
 ROW: dict[str, Any] = {
     "item_id": "693334796781",
@@ -79,7 +82,8 @@ WHOLE = json.dumps(PAGE).encode()
 
 def decode(answer: Any, status: int = 200, **headers: str) -> FetchedPage:
     body = answer if isinstance(answer, bytes) else json.dumps(answer, ensure_ascii=False).encode()
-    return SOURCE.decode(HttpResponse(status, {name.replace("_", "-"): value for name, value in headers.items()}, body))
+    response = HttpResponse(status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+    return SOURCE.decode(response, TASK, NOW)
 
 
 def failure(answer: Any, status: int = 200, **headers: str) -> FetchError:

@@ -141,7 +141,7 @@ async def _call(task: PageTask, source: Source, permit: Permit, hands: Hands) ->
     try:
         request = source.request(task, permit.credential, hands.settings, hands.clock.now())
         response = _without_secrets(await hands.client.fetch(request), hands.settings.sent_secrets)
-        fetched = source.decode(response)
+        fetched = source.decode(response, task, hands.clock.now())
         ok, outcome = True, "200"
         return response, fetched
     except FetchError as error:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models.errors import FetchError
 from models.source import FetchedPage, HttpResponse
-from tests.tmapi_pages import PAGE, ROW, SOURCE, WHOLE
+from tests.tmapi_pages import NOW, PAGE, ROW, SOURCE, TASK, WHOLE
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(["NaN", "1e9", "\0"])
 keys = st.sampled_from(["code", "msg", "data", "items", "total_count", *ROW, *ROW["sale_info"]]) | st.text()
@@ -32,7 +32,7 @@ def survives(body: bytes, status: int = 200) -> None:
     """Decoding ends well, and the short way for usual pages ends exactly as the long one does."""
     response = HttpResponse(status, {}, body)
     try:
-        fetched = SOURCE.decode(response)
+        fetched = SOURCE.decode(response, TASK, NOW)
     except FetchError as error:
         assert error.code and str(error).isprintable()
         with pytest.raises(type(error)) as raised:

@@ -21,7 +21,7 @@ from models.errors import (
 )
 from models.messages import PageTask
 from models.settings import Settings
-from models.source import Credential, FetchedPage, HttpRequest, HttpResponse, Item, Limits
+from models.source import Credential, FetchedPage, HttpRequest, HttpResponse, Item, Limits, Source
 from worker.sources import base
 from worker.sources.tmapi_usual import usual_answer
 
@@ -83,7 +83,7 @@ _GROUPS: dict[str, dict[str, tuple[str, base.Reader]]] = {
 }
 
 
-class TmapiSource:
+class TmapiSource(Source):
     """The adapter registered as `tmapi`."""
 
     name = "tmapi"
@@ -130,7 +130,14 @@ class TmapiSource:
             raise UsageError(f"price_start {low} is above price_end {high}")
         return options
 
-    def request(self, task: PageTask, credential: Credential, settings: Settings, now: datetime) -> HttpRequest:  # noqa: ARG002 - the protocol's clock is for signed APIs
+    def request(
+        self,
+        task: PageTask,
+        credential: Credential,
+        settings: Settings,
+        now: datetime,  # noqa: ARG002 (for signed APIs)
+        session: str | None = None,  # noqa: ARG002 (this API knows none)
+    ) -> HttpRequest:
         """Build the call for one page; parameters that are not set are left out."""
         options = task.options
         params = {
@@ -143,7 +150,7 @@ class TmapiSource:
         params.update({name: str(options[name]) for name in _OPTIONS[3:] if options.get(name)})
         return HttpRequest("GET", self.base_url(settings) + PATH, params, {"Accept": "application/json"})
 
-    def decode(self, response: HttpResponse) -> FetchedPage:
+    def decode(self, response: HttpResponse, task: PageTask, now: datetime) -> FetchedPage:  # noqa: ARG002 (not needed)
         """Read an answer by both channels: a body `code` other than 200 counts, else the HTTP status.
 
         Raises a FetchError whose class names the reaction; never any other error.
