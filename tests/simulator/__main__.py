@@ -49,6 +49,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="KEY=ITEMS",
         help="one more shop, of exactly that size",
     )
+    add(
+        "--top",
+        type=_seller,
+        action="append",
+        default=[],
+        metavar="NICK=ITEMS",
+        help="a seller of the Taobao platform; a JSON object instead of the number specifies more",
+    )
     add("--token", action="append", default=[], help="a valid token, repeatable; none: any token that is not empty")
     add("--faults", choices=("none", "default"), default="none")
     for option, fault in _SHORTHANDS.items():
@@ -71,6 +79,14 @@ def _sized_shop(text: str) -> tuple[str, int]:
     if not key or not size.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=ITEMS")
     return key, int(size)
+
+
+def _seller(text: str) -> tuple[str, Any]:
+    nick, _, spec = text.partition("=")
+    try:
+        return nick, json.loads(spec)
+    except json.JSONDecodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NICK=ITEMS") from None
 
 
 def switches_from(options: argparse.Namespace) -> dict[str, Any]:
@@ -137,6 +153,7 @@ def main() -> int:
             warm=options.warm,
             host=options.host,
             port=options.port,
+            top=dict(options.top),
             **drawn,
             **switches_from(options),
         )

@@ -3,28 +3,39 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from tests.simulator.catalogue import Shop
+from tests.simulator.clock import CHINA, VirtualClock
 from tests.simulator.market import Change, Market
-from tests.simulator.outcomes import ScriptError
+from tests.simulator.outcomes import ScriptError, convert
 from tests.simulator.script import Rule
 from tests.simulator.server import Instant, Reply, Request
+from tests.simulator.top.control import TopControl
 
 PREFIX = "/_sim/"
 _LINES_PER_CHUNK = 200  # about 0.25 MB and a few milliseconds of work between two turns of the loop
-T = TypeVar("T")
 NDJSON = b"application/x-ndjson"
 
 
-class Control:
-    """Answers the control requests on a market."""
+class Move(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """How the virtual clock is moved: set first, then advanced by seconds."""
 
-    def __init__(self, market: Market) -> None:
+    set: datetime | None = None
+    advance: float = 0.0
+
+
+class Control:
+    """Answers the control requests on a market and on the platform."""
+
+    def __init__(self, market: Market, top: TopControl, clock: VirtualClock) -> None:
         self._market = market
+        self._top = top
+        self._clock = clock
         self._routes: dict[tuple[str, str], Callable[[Request], Any]] = {
             ("GET", "shops"): lambda request: self.shops() if "sizes" in request.query else list(market.shops),
             ("GET", "truth"): lambda request: self.truth(
@@ -35,7 +46,9 @@ class Control:
             ("POST", "script"): lambda request: {"rules": self.script(msgspec.json.decode(request.body))},
             ("POST", "topup"): self._top_up_request,
             ("POST", "reset"): lambda _: self.reset(),
-        }
+            ("GET", "clock"): lambda _: clock.report(),
+            ("POST", "clock"): lambda request: self.move_clock(convert(msgspec.json.decode(request.body), Move)),
+        } | top.routes
 
     def handle(self, request: Request) -> Instant:
         """Answer a control request: 400 with the reason if it cannot be done, 404 for an unknown path."""
@@ -82,6 +95,7 @@ class Control:
     def reset(self) -> dict[str, Any]:
         """Set every counter to zero; goods, script, switches and money stay."""
         self._market.ledger.reset()
+        self._top.reset()
         return {}
 
     def top_up(self, calls: int, token: str | None = None) -> dict[str, Any]:
@@ -96,10 +110,19 @@ class Control:
         balance = self._market.board.everywhere.balance
         return {"left": {name: account.left(balance) for name, account in accounts.items()}}
 
+    def move_clock(self, move: Move) -> dict[str, Any]:
+        """Move the virtual clock and return what it shows; a time without a zone is GMT+8."""
+        if move.set is not None:
+            moment = move.set if move.set.tzinfo else move.set.replace(tzinfo=CHINA)
+            self._clock.set(moment.timestamp())
+        self._clock.advance(move.advance)
+        return self._clock.report()
+
     def script(self, directives: Any) -> list[int]:
         """Carry out one directive or a list of them in order; return the numbers of the rules added.
 
-        A directive is a rule (has `outcome`), `set`, `change` or `clear`, the last three with an optional `shop`.
+        A directive is a rule (has `outcome`), `set`, `change` or `clear`, the last three with an optional `shop`;
+        what stands under `top` is for the platform, and so is a `set` whose names begin with top_.
         ScriptError names the first that cannot be done; those before it hold.
         """
         steps = directives if isinstance(directives, list) else [directives]
@@ -108,15 +131,19 @@ class Control:
     def _step(self, step: Any) -> int | None:
         if not isinstance(step, dict):
             raise ScriptError("a directive is a JSON object")
+        if step.keys() == {"top"}:
+            return self._top.step(step["top"])
+        if isinstance(step.get("set"), dict) and any(name.startswith("top_") for name in step["set"]):
+            return self._top.step(step)
         if step.get("shop") is not None:
             self._shop(step["shop"])
         if "outcome" in step:
-            return self._market.script.add(_convert(step, Rule))
+            return self._market.script.add(convert(step, Rule))
         shop, rest = step.get("shop"), step.keys() - {"shop"}
         if rest == {"set"} and isinstance(step["set"], dict):
             self._market.board.change(step["set"], shop)
         elif rest == {"change"} and shop is not None:
-            self._change(self._shop(shop), _convert(step["change"], Change))
+            self._change(self._shop(shop), convert(step["change"], Change))
         elif rest == {"clear"}:
             self._market.script.clear(shop)
             self._market.board.clear(shop)
@@ -134,13 +161,6 @@ class Control:
         if shop is None:
             raise ScriptError(f"unknown shop {key!r}")
         return shop
-
-
-def _convert(values: Any, kind: type[T]) -> T:
-    try:
-        return msgspec.convert(values, kind)
-    except msgspec.ValidationError as error:
-        raise ScriptError(str(error)) from None
 
 
 def _chunks(lines: Iterator[bytes]) -> Iterator[bytes]:

@@ -18,6 +18,11 @@ class SlidingSecond:
         self._arrivals: deque[float] = deque()
         self.most = 0
 
+    @property
+    def now(self) -> int:
+        """The arrivals in the second up to the latest one."""
+        return len(self._arrivals)
+
     def add(self, now: float) -> None:
         """Count an arrival at `now` seconds."""
         arrivals = self._arrivals

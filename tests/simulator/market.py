@@ -13,7 +13,7 @@ from tests.simulator.items import ItemFactory
 from tests.simulator.ledger import Ledger
 from tests.simulator.listing import Listing, Selection
 from tests.simulator.outcomes import ScriptError
-from tests.simulator.script import Script
+from tests.simulator.script import Rule, Script
 from tests.simulator.switches import Count, SwitchBoard, Switches
 
 
@@ -36,8 +36,8 @@ class Market:
         self.shops = shops
         self.factory = ItemFactory(seed)
         self.listing = Listing(self.factory)
-        self.board = SwitchBoard(switches)
-        self.script = Script()
+        self.board: SwitchBoard[Switches] = SwitchBoard(switches)
+        self.script: Script[Rule] = Script()
         self.ledger = Ledger(clock)
 
     def is_sticky(self, shop: str, share: float) -> bool:

@@ -1,6 +1,10 @@
 """The names of everything a call can end in."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
+
+import msgspec
+
+T = TypeVar("T")
 
 Channel = Literal["status", "body", "text", "empty", "html", "mixed"]
 
@@ -67,3 +71,11 @@ def parse_fault(text: str) -> tuple[str, Channel | None]:
     if channel:
         raise ScriptError(f"unknown channel {channel!r}; known: {', '.join(get_args(Channel))}")
     return name, None
+
+
+def convert(values: Any, kind: type[T]) -> T:
+    """Return decoded JSON as a value of the kind; ScriptError says what does not fit."""
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise ScriptError(str(error)) from None

@@ -20,8 +20,8 @@ class SimulatorProcess:
     """`with SimulatorProcess(shops=5, seed=1, gate=20) as sim:` runs `python -m tests.simulator --shops 5 ...`.
 
     Keyword names are the command's options with underscores; a list repeats its option, True is a bare flag, None and
-    False leave it out. `extra={"key": items}` adds shops, `switches={...}` sets any switch. The child ends with its
-    parent, however that dies.
+    False leave it out. `extra={"key": items}` adds shops, `top={"nick": items or a specification}` sellers of the
+    platform, `switches={...}` sets any switch. The child ends with its parent, however that dies.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -70,6 +70,26 @@ class SimulatorProcess:
         """Return the ledger's figures, in total or for one shop."""
         return dict(self.control("GET", "calls" if shop is None else f"calls?shop={quote(shop)}"))
 
+    def top_sessions(self) -> dict[str, str]:
+        """Return the platform's sellers and their sessions for the first app."""
+        return {nick: shop["session"] for nick, shop in self.control("GET", "top/shops").items()}
+
+    def top_truth(self, shop: str) -> list[dict[str, Any]]:
+        """Return every row a seller ever had."""
+        return list(self.control("GET", f"top/truth?shop={quote(shop)}"))
+
+    def top_ids(self, shop: str) -> dict[str, list[int]]:
+        """Return the num_iids that were there `throughout`, and all there `ever` were."""
+        return dict(self.control("GET", f"top/truth?shop={quote(shop)}&ids=1"))
+
+    def top_calls(self, shop: str | None = None) -> dict[str, Any]:
+        """Return the figures of the platform's ledger, in total or for one seller."""
+        return dict(self.control("GET", "top/calls" if shop is None else f"top/calls?shop={quote(shop)}"))
+
+    def advance(self, seconds: float) -> dict[str, Any]:
+        """Move the virtual clock and return what it shows."""
+        return dict(self.control("POST", "clock", {"advance": seconds}))
+
     def stop(self, *, asked: bool = False) -> int:
         """End the process, unless it was `asked` to end already, and return its exit code; harmless when repeated."""
         if self._child.poll() is None and not asked:
@@ -98,6 +118,8 @@ def _arguments(options: dict[str, Any]) -> Iterator[str]:
     for name, value in options.items():
         if name == "extra":
             yield from (f"--shop={key}={items}" for key, items in value.items())
+        elif name == "top":
+            yield from (f"--top={nick}={json.dumps(spec)}" for nick, spec in value.items())
         elif name == "switches":
             yield from (f"--set={switch}={json.dumps(setting)}" for switch, setting in value.items())
         else:

@@ -1,8 +1,9 @@
 """Which outcome a call gets: scripted rules first, then the switchboard's probabilities."""
 
 from collections import Counter
+from collections.abc import Callable
 from random import Random
-from typing import Annotated
+from typing import Annotated, Generic, TypeVar
 
 import msgspec
 
@@ -45,6 +46,9 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
         return page >= first and (last is None or page <= last)
 
 
+R = TypeVar("R", bound=Rule)
+
+
 class Outcome(msgspec.Struct, frozen=True):
     """What a call gets: an error code or a shape, by which channel, with the rule's figures."""
 
@@ -77,18 +81,19 @@ def by_probability(switches: Switches, draw: float, channel_draw: float) -> Outc
     return OK
 
 
-class Script:
-    """The rules in force, looked up by shop."""
+class Script(Generic[R]):
+    """The rules in force, looked up by shop; `check` raises ScriptError for an outcome that does not exist."""
 
-    def __init__(self) -> None:
-        self._by_shop: dict[str | None, list[Rule]] = {}
+    def __init__(self, check: Callable[[str], object] = parse_fault) -> None:
+        self._check = check
+        self._by_shop: dict[str | None, list[R]] = {}
         self._left: dict[int, int] = {}
         self._seen: dict[int, Counter[tuple[str, int]]] = {}
         self._last_id = 0
 
-    def add(self, rule: Rule) -> int:
+    def add(self, rule: R) -> int:
         """Put a rule in force and return its number; ScriptError if its outcome does not exist."""
-        parse_fault(rule.outcome)
+        self._check(rule.outcome)
         self._last_id += 1
         rule = msgspec.structs.replace(rule, id=self._last_id)
         self._by_shop.setdefault(rule.shop, []).append(rule)
@@ -105,11 +110,11 @@ class Script:
                 self._left.pop(rule.id, None)
                 self._seen.pop(rule.id, None)
 
-    def rules(self) -> list[Rule]:
+    def rules(self) -> list[R]:
         """Return all rules in force."""
         return [rule for rules in self._by_shop.values() for rule in rules]
 
-    def match(self, shop: str, page: int, token: str, draw: float) -> Rule | None:
+    def match(self, shop: str, page: int, token: str, draw: float) -> R | None:
         """Return the rule for a call and use it up; `draw` seeds the chances of rules with a probability below 1."""
         if not self._by_shop:
             return None
@@ -123,10 +128,10 @@ class Script:
             return rule
         return None
 
-    def _has_uses(self, rule: Rule, shop: str, page: int) -> bool:
+    def _has_uses(self, rule: R, shop: str, page: int) -> bool:
         return rule.each is None or self._seen[rule.id][shop, page] < rule.each
 
-    def _use(self, rule: Rule, shop: str, page: int) -> None:
+    def _use(self, rule: R, shop: str, page: int) -> None:
         if rule.each is not None:
             self._seen[rule.id][shop, page] += 1
         if rule.times is None:

@@ -1,6 +1,7 @@
 """Every behaviour that can be switched at run time, globally or for one shop."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -14,6 +15,17 @@ GLOBAL_ONLY = frozenset(
     {"tokens", "token_refusal", "gate", "gate_channel", "balance", "balance_channel", "bill_failures", "gzip"}
     | {"keepalive_requests", "keepalive_announce", "hold_after_disconnect", "unknown_shop"}
 )
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def check_faults(faults: dict[str, float], parse: Callable[[str], object]) -> None:
+    """Refuse faults that do not exist or together happen more often than always; ScriptError."""
+    for name in faults:
+        parse(name)
+    if sum(faults.values()) > 1 + 1e-9:
+        raise ScriptError("the probabilities of faults add up to more than 1")
 
 
 class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,6 +66,9 @@ class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     keepalive_announce: bool = False
     hold_after_disconnect: bool = False
 
+    def __post_init__(self) -> None:
+        check_faults(self.faults, parse_fault)
+
 
 # Every fault here heals by asking again, so that a crawl over it can and must end complete.
 DEFAULT_FAULTS = {
@@ -75,29 +90,30 @@ DEFAULT_FAULTS = {
 DEFAULT_VARIANTS = 0.05
 
 
-class SwitchBoard:
+class SwitchBoard(Generic[S]):
     """The switches in force: one global set and the shops' deviations from it."""
 
-    def __init__(self, switches: Switches) -> None:
+    def __init__(self, switches: S, global_only: Iterable[str] = GLOBAL_ONLY) -> None:
         self.everywhere = switches
+        self._global_only = frozenset(global_only)
         self._deviations: dict[str, dict[str, Any]] = {}
-        self._resolved: dict[str, Switches] = {}
+        self._resolved: dict[str, S] = {}
 
-    def of(self, shop: str) -> Switches:
+    def of(self, shop: str) -> S:
         """Return the switches that hold for a shop."""
         return self._resolved.get(shop, self.everywhere) if self._resolved else self.everywhere
 
     def change(self, values: dict[str, Any], shop: str | None = None) -> None:
         """Set some switches globally or for one shop; ScriptError changes nothing."""
         if shop is None:
-            everywhere = _merged(self.everywhere, values)
-            resolved = {key: _merged(everywhere, own) for key, own in self._deviations.items()}
+            everywhere = merged(self.everywhere, values)
+            resolved = {key: merged(everywhere, own) for key, own in self._deviations.items()}
             self.everywhere, self._resolved = everywhere, resolved
             return
-        if misplaced := GLOBAL_ONLY & values.keys():
+        if misplaced := self._global_only & values.keys():
             raise ScriptError(f"not switchable per shop: {', '.join(sorted(misplaced))}")
         own = self._deviations.get(shop, {}) | values
-        self._resolved[shop] = _merged(self.everywhere, own)
+        self._resolved[shop] = merged(self.everywhere, own)
         self._deviations[shop] = own
 
     def clear(self, shop: str | None = None) -> None:
@@ -107,18 +123,14 @@ class SwitchBoard:
             self._resolved.pop(key, None)
 
 
-def _merged(base: Switches, values: dict[str, Any]) -> Switches:
+def merged(base: S, values: dict[str, Any]) -> S:
+    """Return the switches with some values changed; ScriptError if a name or value is wrong."""
     try:
-        merged = msgspec.convert(msgspec.structs.asdict(base) | values, Switches)
+        return msgspec.convert(msgspec.structs.asdict(base) | values, type(base))
     except msgspec.ValidationError as error:
         raise ScriptError(str(error)) from None
-    for name in merged.faults:
-        parse_fault(name)
-    if sum(merged.faults.values()) > 1 + 1e-9:
-        raise ScriptError("the probabilities of faults add up to more than 1")
-    return merged
 
 
 def build_switches(values: dict[str, Any]) -> Switches:
     """Return switches with some values other than the default; ScriptError if a name or value is wrong."""
-    return _merged(Switches(), values)
+    return merged(Switches(), values)

@@ -1,11 +1,7 @@
 """TMAPI's 1688 "get shop items" as its clients see it."""
 
-import math
-from hashlib import blake2b
-from statistics import NormalDist
-from struct import Struct
-
 from tests.simulator.catalogue import Shop
+from tests.simulator.chance import draws_of, latency_of
 from tests.simulator.faults import error_reply, fault_reply, gzipped
 from tests.simulator.ledger import ATTEMPT, CALL, DELIVERY, Account, PageTally, ShopTally
 from tests.simulator.listing import SORTS, BadQueryError, Selection, cents
@@ -17,9 +13,6 @@ from tests.simulator.server import Reply, Request
 from tests.simulator.switches import Switches
 
 PATH = "/1688/shop/items"
-_DRAWS = Struct("<8Q")
-_UNIT = 1 / 2**64
-_P99 = NormalDist().inv_cdf(0.99)
 
 
 def parse_query(values: dict[str, str], switches: Switches) -> Query:
@@ -50,13 +43,6 @@ def parse_query(values: dict[str, str], switches: Switches) -> Query:
 def _positive(text: str) -> int | None:
     number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
     return number or None
-
-
-def latency_of(median: float, tail: float, draw: float) -> float:
-    """Return log-normal seconds: half the draws below `median`, one in a hundred above `median * tail`."""
-    if median == 0 or tail == 1:
-        return median
-    return median * math.exp(math.log(tail) / _P99 * NormalDist().inv_cdf(min(max(draw, 1e-9), 1 - 1e-9)))
 
 
 def _extra_delay(outcome: Outcome, switches: Switches) -> float:
@@ -194,9 +180,7 @@ class Tmapi:
 
     def _draw(self, query: Query, attempt: int) -> tuple[float, ...]:
         """Return uniform draws that depend on seed, shop, page and attempt only, not on the order of arrival."""
-        text = f"{self.market.seed}|{query.shop}|{query.page}|{query.selection}|{attempt}"
-        digest = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=64).digest()
-        return tuple(number * _UNIT for number in _DRAWS.unpack(digest))
+        return draws_of(f"{self.market.seed}|{query.shop}|{query.page}|{query.selection}|{attempt}")
 
     def _decide(self, call: Call, query: Query, token: str, switches: Switches) -> Outcome:
         rule = self.market.script.match(query.shop, query.page, token, call.draws[3])

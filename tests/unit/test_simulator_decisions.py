@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.simulator.chance import latency_of
 from tests.simulator.ledger import ATTEMPT, CALL, DELIVERY, Ledger, PageTally, SlidingSecond
 from tests.simulator.listing import BadQueryError
 from tests.simulator.outcomes import CODES, SHAPES, ScriptError, parse_fault
@@ -9,7 +10,7 @@ from tests.simulator.pages import PageCache, total_text
 from tests.simulator.script import OK, Rule, Script, by_probability, resolve_channel
 from tests.simulator.server import parse_query as parse_query_text
 from tests.simulator.switches import SwitchBoard, Switches
-from tests.simulator.tmapi import latency_of, parse_query
+from tests.simulator.tmapi import parse_query
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_every_outcome_parses_and_no_other() -> None:
 
 
 def test_rules_apply_to_their_shop_pages_and_token_only() -> None:
-    script = Script()
+    script = Script[Rule]()
     script.add(Rule(outcome="417", shop="a", pages=(3, None), token="t"))
     assert script.match("a", 3, "t", 0.0) is not None
     assert script.match("a", 2, "t", 0.0) is None
@@ -102,7 +103,7 @@ def test_rules_apply_to_their_shop_pages_and_token_only() -> None:
 
 
 def test_a_rule_is_used_up_after_its_times_and_a_shop_rule_comes_first() -> None:
-    script = Script()
+    script = Script[Rule]()
     script.add(Rule(outcome="500"))
     script.add(Rule(outcome="417", shop="a", times=2))
     names = [rule.outcome for rule in (script.match("a", 1, "t", 0.0) for _ in range(3)) if rule]
@@ -111,14 +112,14 @@ def test_a_rule_is_used_up_after_its_times_and_a_shop_rule_comes_first() -> None
 
 
 def test_each_counts_per_page() -> None:
-    script = Script()
+    script = Script[Rule]()
     script.add(Rule(outcome="417", each=1))
     outcomes = [script.match("a", page, "t", 0.0) is not None for page in (1, 1, 2, 2, 1)]
     assert outcomes == [True, False, True, False, False]
 
 
 def test_a_rules_probability_is_kept_over_many_draws() -> None:
-    script = Script()
+    script = Script[Rule]()
     script.add(Rule(outcome="417", probability=0.25))
     hits = sum(script.match("a", 1, "t", draw / 1000) is not None for draw in range(1000))
     assert 200 < hits < 300

@@ -1,0 +1,1 @@
+"""The Taobao Open Platform gateway with one method: a seller's warehouse."""
