@@ -19,7 +19,8 @@ DEEPEST_VALUE = 8
 QUERY_SAFE = ("", "/", "/:?@!$'()*,;")  # what different programs leave as it is in a query
 
 _NAMED = re.compile(
-    r"""(?ix) \b ( (?: api_?token | access_?token | passwd | password ) (?: = | %3D | ["'] \s* [:=,] \s* ["'] ) )
+    r"""(?ix) \b ( (?: api_?token | access_?token | passwd | password | session (?:_?key)? | sign | app_?secret )
+        (?: = | %3D | ["'] \s* [:=,] \s* ["'] ) )
         [^\s"'&<>]+""",
 )
 _AUTHORIZATION = re.compile(r"""(?i)\b(authorization["']?\s*[:=,]\s*["']?(?:bearer|basic)\s+)[^\s"',]+""")
@@ -30,7 +31,7 @@ _USERINFO = re.compile(r"""(://[^\s/:@"']{0,256}:)[^\s/"']{1,1024}@""")
 
 
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
-    """Mask every given secret in `text`, and whatever names itself as one: apiToken=…, password=…, user:…@host."""
+    """Mask every given secret in `text`, and whatever names itself as one: apiToken=…, session=…, user:…@host."""
     known = _known(tuple(secrets))
     if known is not None:
         text = known.sub(MASK, text)

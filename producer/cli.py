@@ -21,7 +21,8 @@ from models.redact import redact
 from models.settings import Settings, load_settings
 from models.source import source_named
 from models.status import CrawlStatus, exit_code
-from producer import commands, run
+from models.vault import Vault
+from producer import commands, run, sessions
 from producer.durations import parse_duration
 from producer.shops import read_shops, shop_request
 
@@ -32,6 +33,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(commands.database, name="db")
 app.add_typer(commands.archive, name="archive")
 app.add_typer(commands.export, name="export")
+app.add_typer(sessions.app, name="session")
 app.command("doctor")(commands.doctor)
 app.command("flower")(commands.flower)
 app.command("demo")(commands.demo)
@@ -74,11 +76,13 @@ def crawl(
     settings = _settings(workers=workers, concurrency=concurrency)
     given = {"sort": sort, "page_size": page_size, "max_pages": max_pages, "shop_cat_id": shop_cat_id}
     given |= {"price_start": price_start, "price_end": price_end}
-    requests = read_shops(shops, source, _texts(given), settings)
-    _require_access(settings, {request.source for request in requests})
+    file, vault = read_shops(shops, source, _texts(given), settings), Vault(settings)
+    _require_access(settings, {request.source for request in file.shops})
 
     async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
-        return await submit_crawl(connection, requests, now=clock.now(), priority=priority)
+        submission = await submit_crawl(connection, file.shops, now=clock.now(), priority=priority)
+        await sessions.keep_sessions(connection, vault, file.sessions, clock)
+        return submission
 
     _crawl(settings, submit, follow=follow, json=json, quiet=quiet)
 

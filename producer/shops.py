@@ -3,11 +3,14 @@
 import csv
 import io
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+
+import msgspec
 
 from models.crawls import ShopRequest
 from models.errors import UsageError
+from models.sessions import check_session
 from models.settings import Settings
 from models.source import source_named
 
@@ -17,29 +20,85 @@ Row = tuple[int, dict[str, str]]
 """Line number and the cells by column name."""
 
 
-def read_shops(path: str, source: str, options: Mapping[str, str], settings: Settings) -> list[ShopRequest]:
+SessionsOf = dict[tuple[str, str], str]
+"""Sessions by source and shop."""
+
+
+class ShopsFile(msgspec.Struct, frozen=True):
+    """What a shops file asks for; the sessions it brings are no options, and its text does not show them."""
+
+    shops: list[ShopRequest]
+    sessions: SessionsOf
+
+    def __repr__(self) -> str:
+        return f"ShopsFile({len(self.shops)} shops, {len(self.sessions)} sessions)"
+
+
+def read_shops(path: str, source: str, options: Mapping[str, str], settings: Settings) -> ShopsFile:
     """The shops in a file, or in standard input for `-`, each with its validated options.
 
     A row's own source and options win over `source` and `options`, which hold for all. Raises UsageError, which names
     the file, the line and what is wrong with it.
     """
+    found = ShopsFile([], {})
+
+    def take(cells: dict[str, str]) -> tuple[str, str]:
+        session = cells.pop("session", "")
+        request = shop_request(
+            cells.pop("shop", ""), cells.pop("source", "") or source, {**options, **_given(cells)}, settings
+        )
+        if session:
+            found.sessions[request.source, request.key] = shop_session(request.source, session)
+        found.shops.append(request)
+        return request.source, request.key
+
+    _take_rows(path, take)
+    return found
+
+
+def read_sessions(path: str, source: str) -> SessionsOf:
+    """The sessions in a CSV with the columns `shop`, `session` and perhaps `source`, or in standard input for `-`.
+
+    Raises UsageError, which names the file, the line and what is wrong with it, and never shows a session.
+    """
+    sessions: SessionsOf = {}
+
+    def take(cells: dict[str, str]) -> tuple[str, str]:
+        key, name, session = cells.pop("shop", ""), cells.pop("source", "") or source, cells.pop("session", "")
+        if cells:
+            raise UsageError(f"unknown column {min(cells)[:40]!r}; columns: shop, session, source")
+        source_named(name).check_shop(key)
+        sessions[name, key] = shop_session(name, session)
+        return name, key
+
+    _take_rows(path, take)
+    return sessions
+
+
+def shop_session(source: str, text: str) -> str:
+    """The session of a shop of this source, checked. Raises UsageError, which never shows it."""
+    if not source_named(source).needs_session:
+        raise UsageError(f"source {source} takes no sessions")
+    return check_session(text)
+
+
+def _take_rows(path: str, take: Callable[[dict[str, str]], tuple[str, str]]) -> None:
+    """Hand over each row's cells; `take` returns the source and shop that it found in them, each of which comes once.
+
+    Raises UsageError with the file and the line.
+    """
     name = "standard input" if path == "-" else path
-    shops: list[ShopRequest] = []
     lines: dict[tuple[str, str], int] = {}
     for number, cells in _rows(_read(path), name):
         try:
-            request = shop_request(
-                cells.pop("shop", ""), cells.pop("source", "") or source, {**options, **_given(cells)}, settings
-            )
+            shop = take(cells)
         except UsageError as error:
             raise UsageError(f"{name}, line {number}: {error}") from None
-        first = lines.setdefault((request.source, request.key), number)
+        first = lines.setdefault(shop, number)
         if first != number:
-            raise UsageError(f"{name}, line {number}: shop {request.key!r} stands in line {first} already")
-        shops.append(request)
-    if not shops:
+            raise UsageError(f"{name}, line {number}: shop {shop[1]!r} stands in line {first} already")
+    if not lines:
         raise UsageError(f"{name}: no shops in it; write one shop per line, or a CSV with the column `shop`")
-    return shops
 
 
 def shop_request(shop: str, source: str, options: Mapping[str, str], settings: Settings) -> ShopRequest:
@@ -96,8 +155,9 @@ def _header(cells: list[str], name: str, line: int) -> list[str]:
             )
         return columns
     if len(cells) > 1:
+        # What stands there is not shown: without a header it is a row, perhaps with a session.
         raise UsageError(
-            f"{name}, line {line}: bad header: a CSV needs the column `shop`, found {', '.join(columns)[:100]}"
+            f"{name}, line {line}: bad header: the first row of a CSV names its columns, one of them `shop`"
         )
     return ["shop"]
 

@@ -20,7 +20,7 @@ SETTINGS = load_settings(tmapi_tokens="t")
 def read(tmp_path: Path, content: str | bytes, **options: str) -> list[tuple[str, str, object]]:
     path = tmp_path / "shops.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return [(s.source, s.key, s.options["sort"]) for s in read_shops(str(path), "tmapi", options, SETTINGS)]
+    return [(s.source, s.key, s.options["sort"]) for s in read_shops(str(path), "tmapi", options, SETTINGS).shops]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_dash_reads_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"a1\n")))
-    assert [shop.key for shop in read_shops("-", "tmapi", {}, SETTINGS)] == ["a1"]
+    assert [shop.key for shop in read_shops("-", "tmapi", {}, SETTINGS).shops] == ["a1"]
 
 
 @given(content=st.binary(max_size=300))
@@ -84,7 +84,7 @@ def test_no_file_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, con
     path = tmp_path_factory.mktemp("fuzz") / "shops.csv"
     path.write_bytes(content)
     try:
-        shops = read_shops(str(path), "tmapi", {}, SETTINGS)
+        shops = read_shops(str(path), "tmapi", {}, SETTINGS).shops
     except UsageError as refused:
         assert "\n" not in str(refused)
     else:
