@@ -1,10 +1,16 @@
-"""What the fleet shares through Redis: live workers and what they hold, parked credentials, and the limits in force."""
+"""What the fleet shares through Redis: live workers and what they hold, parks, bans, and the limits in force."""
 
+import asyncio
+import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
 
 import msgspec
 from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 
 from models.messages import QUEUE, URGENT_QUEUE
 
@@ -16,6 +22,12 @@ WORK_PATTERNS = (
 )
 WORKER_TTL = 15
 """Seconds after its last heartbeat that a worker counts as alive."""
+WHOLE_SOURCE = "*"
+"""The scope of a ban of every credential of a source."""
+NEWS = f"{PREFIX}news"
+"""The channel that names a source whose parks or bans have changed."""
+NEWS_SILENCE = 10.0
+NEWS_RETRY = 1.0
 
 _WORKERS = f"{PREFIX}workers"
 _CAPACITY = struct.Struct("<I")
@@ -45,6 +57,18 @@ class WorkerBeat(msgspec.Struct, frozen=True):
     held: frozenset[tuple[int, int]]
 
 
+class Ban(msgspec.Struct, frozen=True):
+    """No call may be made with this credential, or with any (WHOLE_SOURCE), for `seconds` from the moment of reading.
+
+    `until` is the end by Redis' clock.
+    """
+
+    scope: str
+    until: datetime
+    seconds: float
+    reason: str
+
+
 class LimitState(msgspec.Struct, frozen=True):
     """The limiter for one credential, in calls; `ceiling` is the highest limit known to be good, 0 for none yet."""
 
@@ -56,6 +80,7 @@ class LimitState(msgspec.Struct, frozen=True):
     waiting: int
     processes: int
     parked: str | None
+    ban: Ban | None = None
 
 
 def worker_key(process: str) -> str:
@@ -66,6 +91,11 @@ def worker_key(process: str) -> str:
 def parked_key(source: str) -> str:
     """The hash of a source's parked credentials: name to reason."""
     return f"{PREFIX}parked:{source}"
+
+
+def bans_key(source: str) -> str:
+    """The hash of a source's bans: scope to `until reason` (ms of Redis' clock)."""
+    return f"{PREFIX}bans:{source}"
 
 
 def credentials_key(source: str) -> str:
@@ -101,11 +131,13 @@ async def live_workers(redis: Redis) -> list[WorkerBeat]:
 async def park(redis: Redis, source: str, credential: str, reason: str) -> None:
     """Stop the whole fleet from calling with this credential; `credential` is its name, never the secret."""
     await redis.hset(parked_key(source), credential, reason)
+    await redis.publish(NEWS, source)
 
 
 async def unpark(redis: Redis, source: str, credential: str) -> None:
     """Let the fleet call with this credential again."""
     await redis.hdel(parked_key(source), credential)
+    await redis.publish(NEWS, source)
 
 
 async def parked(redis: Redis, source: str) -> dict[str, str]:
@@ -114,11 +146,62 @@ async def parked(redis: Redis, source: str) -> dict[str, str]:
     return {_text(name): _text(reason) for name, reason in found.items()}
 
 
+async def bans(redis: Redis, source: str) -> list[Ban]:
+    """The bans of a source that are in force, by scope."""
+    async with redis.pipeline(transaction=False) as pipe:
+        pipe.time()
+        pipe.hgetall(bans_key(source))
+        (seconds, micros), found = await pipe.execute()
+    now = seconds * 1000 + micros / 1000
+    read = [_read_ban(_text(scope), _text(value), now) for scope, value in sorted(found.items())]
+    return [ban for ban in read if ban.seconds > 0]
+
+
+def ban_over(bans: Iterable[Ban], credential: str) -> Ban | None:
+    """The ban that keeps a credential from being used the longest, if there is one."""
+    concerned = (ban for ban in bans if ban.scope in {credential, WHOLE_SOURCE})
+    return max(concerned, key=lambda ban: ban.seconds, default=None)
+
+
+async def lift_bans(redis: Redis, source: str) -> int:
+    """Forget the bans of a source in the whole fleet; returns how many were in force."""
+    lifted = len(await bans(redis, source))
+    await redis.delete(bans_key(source))
+    await redis.publish(NEWS, source)
+    return lifted
+
+
+async def follow_news(redis: Redis, heard: Callable[[str | None], None]) -> None:
+    """Call `heard` with each source whose parks or bans have changed, until cancelled.
+
+    It is called with None when anything may have been missed. An outage of Redis is waited out in silence.
+    """
+    while True:
+        with suppress(RedisError, OSError, TimeoutError):
+            await _listen(redis, heard)
+        await asyncio.sleep(NEWS_RETRY)
+
+
+async def _listen(redis: Redis, heard: Callable[[str | None], None]) -> None:
+    async with redis.pubsub() as channel:
+        await channel.subscribe(NEWS)
+        asked = False
+        while True:
+            message = await channel.get_message(timeout=NEWS_SILENCE)
+            if message is None:
+                if asked:
+                    raise RedisConnectionError("no answer to a ping")
+                await channel.ping()
+            elif message["type"] != "pong":  # a message, or the word that we are subscribed (again)
+                heard(_text(message["data"]) if message["type"] == "message" else None)
+            asked = message is None
+
+
 async def limit_states(redis: Redis, source: str) -> list[LimitState]:
     """The limiter's state for each credential that has been used or parked, by name."""
-    reasons = await parked(redis, source)
+    reasons, banned = await parked(redis, source), await bans(redis, source)
     seen = await redis.smembers(credentials_key(source))
-    names = sorted({_text(name) for name in seen} | reasons.keys())
+    names = sorted({_text(name) for name in seen} | reasons.keys() | {ban.scope for ban in banned} - {WHOLE_SOURCE})
     async with redis.pipeline(transaction=False) as pipe:
         pipe.time()
         for name in names:
@@ -132,7 +215,8 @@ async def limit_states(redis: Redis, source: str) -> list[LimitState]:
         live = [row for row in map(_parse_holder, holders) if row[3] > now]
         limit, ceiling = (int(float(value or 0)) for value in limits)
         in_flight, waiting = (int(sum(row[column] for row in live)) for column in (1, 2))
-        found.append(LimitState(source, name, limit, ceiling, in_flight, waiting, len(live), reasons.get(name)))
+        used = (limit, ceiling, in_flight, waiting, len(live))
+        found.append(LimitState(source, name, *used, reasons.get(name), ban_over(banned, name)))
     return found
 
 
@@ -143,6 +227,12 @@ def _parse_beat(process: bytes, payload: bytes) -> WorkerBeat:
 
 def _parse_holder(text: bytes) -> list[float]:
     return [float(part) for part in text.split()]
+
+
+def _read_ban(scope: str, value: str, now: float) -> Ban:
+    end, _, reason = value.partition(" ")
+    until = datetime.fromtimestamp(math.ceil(float(end) / 1000), UTC)
+    return Ban(scope, until, (float(end) - now) / 1000, reason)
 
 
 def _text(value: bytes | str) -> str:

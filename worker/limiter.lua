@@ -1,7 +1,8 @@
 -- One call of one process about one source: check claims, report what happened, get a share of each credential's limit.
 --
--- KEYS[1] parked reasons, KEYS[2] known credentials, then for each credential its state and its holders.
--- ARGV[1] the request (see Call in limiter.py), ARGV[2] prefix of the claim keys. Times are milliseconds of Redis' clock.
+-- KEYS[1] parked reasons, KEYS[2] known credentials, KEYS[3] bans, then for each credential its state and its holders.
+-- ARGV[1] the request (see Call in limiter_call.py), ARGV[2] prefix of the claim keys, ARGV[3] channel for news,
+-- ARGV[4] the source. Times are milliseconds of Redis' clock.
 -- The claim keys are made here: Celery's Redis transport has no cluster mode, so nothing is lost by not declaring them.
 
 local HORIZON = 100        -- rate slots are handed out this far ahead, so that a call can bring several
@@ -40,6 +41,43 @@ local function check_claims()
     if not claim(wanted[1], wanted[2], wanted[3]) then duplicates[#duplicates + 1] = index - 1 end
   end
   return duplicates
+end
+
+-- Whoever may still call is told at once: a refused call may be billed, and may prolong a ban.
+local function tell_everybody() redis.call('PUBLISH', ARGV[3], ARGV[4]) end
+
+local function park(lane)
+  if lane.park ~= '' and redis.call('HSET', KEYS[1], lane.name, lane.park) == 1 then tell_everybody() end
+end
+
+-- A shorter ban never shortens a longer one. Who knows of a ban asks again at its end, so only a new one is news.
+local function note_bans()
+  for _, ban in ipairs(request.bans) do
+    local scope, ends, reason = ban[1], now + ban[2], ban[3]
+    local known = redis.call('HGET', KEYS[3], scope)
+    local known_end = known and tonumber(string.match(known, '^%S+')) or 0
+    if ends > max(known_end, now) then
+      redis.call('HSET', KEYS[3], scope, string.format('%.0f %s', ends, reason))
+      if known_end <= now then tell_everybody() end
+    end
+  end
+end
+
+local function bans_in_force()
+  local bans, flat = {}, redis.call('HGETALL', KEYS[3])
+  for index = 1, #flat, 2 do
+    local ends, reason = string.match(flat[index + 1], '^(%S+) (.*)$')
+    if tonumber(ends) <= now then redis.call('HDEL', KEYS[3], flat[index])
+    else bans[#bans + 1] = {flat[index], tonumber(ends) - now, reason} end
+  end
+  return bans
+end
+
+local function is_banned(bans, name)
+  for _, ban in ipairs(bans) do
+    if ban[1] == name or ban[1] == '*' then return true end
+  end
+  return false
 end
 
 local FIELDS = {'born', 'limit', 'knee', 'calm', 'step', 'cut_at', 'cut_from', 'hits', 'slot', 'frozen_until'}
@@ -182,12 +220,13 @@ local function total_demand(lane, others, waiting)
   return total
 end
 
-local function serve(index, lane, general)
-  local state_key, holders_key = KEYS[1 + 2 * index], KEYS[2 + 2 * index]
+local function serve(index, lane, general, banned)
+  local state_key, holders_key = KEYS[2 + 2 * index], KEYS[3 + 2 * index]
   lane.floor, lane.ceiling = floor(lane.floor), floor(lane.ceiling)
-  if lane.park ~= '' then redis.call('HSET', KEYS[1], lane.name, lane.park) end
+  park(lane)
   local reason = redis.call('HGET', KEYS[1], lane.name) or ''
-  local waiting = lane.probes + (reason == '' and general or 0)
+  local open = reason == '' and not banned
+  local waiting = banned and 0 or lane.probes + (open and general or 0)
   local state, others = load_state(state_key, lane), load_others(holders_key)
   shrink(state, lane)
   if lane.ok > 0 and total_demand(lane, others, waiting) >= state.limit then grow(state, lane) end
@@ -200,13 +239,15 @@ local function serve(index, lane, general)
   if request.leaving then redis.call('HDEL', holders_key, request.process)
   else redis.call('HSET', holders_key, request.process, holding) end
   local answer = {quota, held, state.limit, state.knee, state.born, reason, count, delay, spacing}
-  return answer, reason == '' and max(0, general - taken) or general
+  return answer, open and max(0, general - taken) or general
 end
 
 forget_claims()
+note_bans()
+local bans = bans_in_force()
 local duplicates = check_claims()
 local answers, general = {}, request.waiting - #duplicates
 for index, lane in ipairs(request.lanes) do
-  answers[index], general = serve(index, lane, general)
+  answers[index], general = serve(index, lane, general, is_banned(bans, lane.name))
 end
-return cmsgpack.pack({now, duplicates, answers})
+return cmsgpack.pack({now, duplicates, answers, bans})

@@ -31,7 +31,10 @@ class LaneCall(msgspec.Struct):
 
 
 class Call(msgspec.Struct):
-    """One call; claims are (page_id, fence, value), `unclaimed` (page_id, start of value), times in ms."""
+    """One call; times in ms.
+
+    Claims are (page_id, fence, value), `unclaimed` (page_id, start of value), bans (scope, time left, reason).
+    """
 
     process: str
     claims: list[tuple[str, int, str]]
@@ -41,6 +44,7 @@ class Call(msgspec.Struct):
     lanes: list[LaneCall]
     lease: int
     grace: int
+    bans: list[tuple[str, float, str]] = []
     leaving: bool = False
     offset: int = 0
     claim_ttl: int = CLAIM_TTL
@@ -62,11 +66,12 @@ class LaneAnswer(msgspec.Struct, array_like=True):
 
 
 class Answer(msgspec.Struct, array_like=True):
-    """The script's answer: Redis' time in ms, the indexes of duplicate claims, and a share for each lane."""
+    """The script's answer: Redis' time in ms, the indexes of duplicate claims, a share for each lane, bans in force."""
 
     now: float
     duplicates: list[int]
     lanes: list[LaneAnswer]
+    bans: list[tuple[str, float, str]] = []
 
 
 def script_text() -> bytes:
@@ -76,10 +81,10 @@ def script_text() -> bytes:
 
 def script_arguments(source: str, call: Call) -> tuple[list[str], list[str | bytes]]:
     """KEYS and ARGV of the script for one call."""
-    keys = [fleet.parked_key(source), fleet.credentials_key(source)]
+    keys = [fleet.parked_key(source), fleet.credentials_key(source), fleet.bans_key(source)]
     for lane in call.lanes:
         keys += (fleet.limit_key(source, lane.name), fleet.holders_key(source, lane.name))
-    return keys, [msgspec.msgpack.encode(call), fleet.CLAIM_PREFIX]
+    return keys, [msgspec.msgpack.encode(call), fleet.CLAIM_PREFIX, fleet.NEWS, source]
 
 
 read_answer = msgspec.msgpack.Decoder(Answer).decode
