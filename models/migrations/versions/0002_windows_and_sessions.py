@@ -35,7 +35,7 @@ def upgrade() -> None:
     )
     op.add_column(
         "page",
-        sa.Column("page_no", sa.Integer(), comment="the page that the API is asked for, where that is not `number`"),
+        sa.Column("page_no", sa.Integer(), comment="page to ask for, if not `number`; negative: from the other end"),
     )
     op.create_table(
         "slice",
@@ -54,12 +54,16 @@ def upgrade() -> None:
         sa.Column("rest_total", sa.BigInteger(), comment="rows of this slice and that sibling together"),
         sa.Column("total_first", sa.BigInteger()),
         sa.Column("total_last", sa.BigInteger()),
-        sa.Column("cursor", sa.Integer(), nullable=False, comment="page that is out or wanted next; 0: none"),
+        sa.Column(
+            "cursor", sa.Integer(), nullable=False, comment="page out or wanted next, negative: from the other end"
+        ),
+        sa.Column("behind", sa.Integer(), nullable=False, comment="pages to read from the other end"),
         sa.Column("kept_page", sa.Integer(), comment="page had out of turn: good as long as the total stays"),
         sa.Column("kept_total", sa.BigInteger()),
         sa.Column("turn", sa.Integer(), nullable=False, comment="times it has been read"),
         sa.Column("calls", sa.Integer(), nullable=False, comment="pages asked for so far"),
         sa.Column("lost", sa.Integer(), nullable=False, comment="pages that could not be had"),
+        sa.Column("missing", sa.BigInteger(), nullable=False, comment="items announced and never shown"),
         sa.Column("reason", sa.Text()),
         sa.ForeignKeyConstraint(["shop_crawl_id"], ["shop_crawl.id"], name=op.f("fk_slice_shop_crawl_id_shop_crawl")),
         sa.PrimaryKeyConstraint("shop_crawl_id", "number", name=op.f("pk_slice")),
