@@ -10,23 +10,36 @@ from datetime import timedelta
 
 from models.compression import zstd
 from models.database import Clock
-from models.errors import CredentialParkedError, FetchError, SourceStoppedError, ThrottledError
+from models.errors import (
+    BannedError,
+    CredentialParkedError,
+    FetchError,
+    ShopUnauthorisedError,
+    SourceStoppedError,
+    ThrottledError,
+    UnavailableError,
+    UsageError,
+)
 from models.ledger import Calls, PageResult, with_page
 from models.messages import PageTask
 from models.redact import redact, redact_bytes
 from models.settings import Settings
 from models.source import Credential, FetchedPage, HttpResponse, Source, source_named
 from worker import metrics
+from worker.bans import AllBanned
 from worker.client import Client
 from worker.limiter import Limiter
 from worker.parking import Parking
 from worker.permits import AllParked, DuplicateDelivery, Permit
-from worker.retry import Dead, Decision, FailShop, PutBack, WaitHere, decide
+from worker.retry import Dead, Decision, FailShop, Hold, ObeyBan, PutBack, WaitHere, after_ban, decide
+from worker.sessions import Sessions
 from worker.writer import Writer
 
 # A page waits this long for a permit, then gives its slot to another: far less than the broker's redelivery time.
 LONGEST_PERMIT_WAIT = 300.0
+NO_KEY_WAIT = 60.0  # seconds until a page whose session this machine cannot open is tried again, here or elsewhere
 ARCHIVE_LEVEL = 1
+NEEDS_AUTHORISATION = "needs authorisation"
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +54,7 @@ class Hands:
     client: Client
     writer: Writer
     parking: Parking
+    sessions: Sessions
     held: dict[int, int] = field(default_factory=dict)
     """Pages in this process and the fence of each: what the process reports to be alive with."""
 
@@ -54,13 +68,15 @@ class Attempts:
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def count(self, credential: Credential, error: FetchError | None) -> None:
-        """Count one answer; a throttled one uses up no try, any other answer ends a row of throttled ones."""
+        """Count one answer; one that is throttled or banned uses up no try, any other ends a row of those."""
         self.calls[credential.name, error.code if error else "200"] += 1
-        if isinstance(error, ThrottledError):
+        if isinstance(error, ThrottledError | BannedError):
             self.throttles += 1
             return
         self.throttles = 0
-        if error is not None and not isinstance(error, CredentialParkedError | SourceStoppedError):
+        if error is not None and not isinstance(
+            error, CredentialParkedError | SourceStoppedError | ShopUnauthorisedError
+        ):
             self.tries += 1
 
 
@@ -82,7 +98,7 @@ async def crawl_page(task: PageTask, hands: Hands) -> str:
             del hands.held[task.page_id]
     hands.limiter.finished(task.page_id)
     metrics.count_page(task.source, result, stored)
-    if stored is not None and stored.state == result.state in {"dead", "refused"}:
+    if stored is not None and stored.state == result.state in {"dead", "refused", "held"}:
         fields = {"crawl": task.crawl_id, "shop": task.shop, "page": task.page, "reason": result.reason}
         logger.info("page %s", result.state, extra=fields)
     return stored.state if stored else "outdated"
@@ -94,13 +110,21 @@ async def _fetch_until_decided(task: PageTask, hands: Hands) -> PageResult:
     while True:
         first = not attempts.calls
         try:
+            session = await hands.sessions.get(task.shop_id) if source.needs_session else None
             permit = await _permit(task, source, hands, claim=first)
         except AllParked as parked:
             return _result(task, hands, attempts, state="ready", reason=f"waits: {parked}", delay=1)
+        except AllBanned as banned:
+            delay = after_ban(banned.seconds, random.random())
+            return _result(task, hands, attempts, state="ready", reason=f"waits {banned}", delay=delay)
+        except ShopUnauthorisedError as error:
+            return _result(task, hands, attempts, state="held", reason=f"{NEEDS_AUTHORISATION}: {error.message}")
+        except (UsageError, UnavailableError) as error:
+            return _result(task, hands, attempts, state="ready", reason=f"waits: {error}", delay=NO_KEY_WAIT)
         except TimeoutError:
             return _result(task, hands, attempts, state="ready", reason="waited long for a permit", delay=0)
         try:
-            response, fetched = await _call(task, source, permit, hands)
+            response, fetched = await _call(task, source, permit, session, hands)
         except FetchError as error:
             attempts.count(permit.credential, error)
             decision = decide(
@@ -110,7 +134,7 @@ async def _fetch_until_decided(task: PageTask, hands: Hands) -> PageResult:
                 settings=hands.settings,
                 random=random.random(),
             )
-            result = await _react(task, error, decision, attempts, hands)
+            result = await _react(task, error, decision, attempts, session, hands)
             if result is not None:
                 return result
         else:
@@ -133,14 +157,16 @@ async def _permit(task: PageTask, source: Source, hands: Hands, *, claim: bool) 
     return permit
 
 
-async def _call(task: PageTask, source: Source, permit: Permit, hands: Hands) -> tuple[HttpResponse, FetchedPage]:
+async def _call(
+    task: PageTask, source: Source, permit: Permit, session: str | None, hands: Hands
+) -> tuple[HttpResponse, FetchedPage]:
     """One paid call; the permit goes back with what it showed, whatever happens."""
     ok = throttled = False
     outcome = "unknown"
     started = time.monotonic()
     try:
-        request = source.request(task, permit.credential, hands.settings, hands.clock.now())
-        response = _without_secrets(await hands.client.fetch(request), hands.settings.sent_secrets)
+        request = source.request(task, permit.credential, hands.settings, hands.clock.now(), session)
+        response = _without_secrets(await hands.client.fetch(request), hands.settings.sent_secrets, session)
         fetched = source.decode(response, task, hands.clock.now())
         ok, outcome = True, "200"
         return response, fetched
@@ -148,26 +174,31 @@ async def _call(task: PageTask, source: Source, permit: Permit, hands: Hands) ->
         throttled, outcome = isinstance(error, ThrottledError), error.code
         if isinstance(error, CredentialParkedError | SourceStoppedError):
             # Before the permit goes back: whoever had it next would be refused as well.
-            await _park(task, source, permit.credential, error, hands)
+            await _park(task, source, permit.credential, error, session, hands)
+        elif isinstance(error, BannedError):
+            scope = None if error.whole_source else permit.credential.name
+            hands.limiter.ban(task.source, scope, error.seconds, _masked(error, session, hands))
         raise
     finally:
         permit.release(ok=ok, throttled=throttled)
         metrics.count_call(task.source, outcome, time.monotonic() - started)
 
 
-async def _park(task: PageTask, source: Source, credential: Credential, error: FetchError, hands: Hands) -> None:
+async def _park(
+    task: PageTask, source: Source, credential: Credential, error: FetchError, session: str | None, hands: Hands
+) -> None:
     """Stop the whole fleet from calling with this credential, or with any credential of the source."""
     names = [credential.name]
     if isinstance(error, SourceStoppedError):
         names = [each.name for each in source.credentials(hands.settings)]
-    await hands.parking.park(task.source, names, redact(str(error), hands.settings.secrets))
+    await hands.parking.park(task.source, names, _masked(error, session, hands))
 
 
 async def _react(
-    task: PageTask, error: FetchError, decision: Decision, attempts: Attempts, hands: Hands
+    task: PageTask, error: FetchError, decision: Decision, attempts: Attempts, session: str | None, hands: Hands
 ) -> PageResult | None:
     """Carry out a decision; returns the page's result, or None when it is to be called again."""
-    reason = redact(str(error), hands.settings.secrets)
+    reason = _masked(error, session, hands)
     match decision:
         case WaitHere(delay):
             await asyncio.sleep(delay)
@@ -176,7 +207,14 @@ async def _react(
             return _result(task, hands, attempts, state="ready", outcome=error.code, reason=reason, delay=delay)
         case Dead():
             return _result(task, hands, attempts, state="dead", outcome=error.code, reason=reason)
-        case FailShop():
+        case Hold() if session is not None:
+            reason = f"{NEEDS_AUTHORISATION}: {reason}"
+            if not await hands.sessions.refuse(task.shop_id, session, reason):
+                return None  # the shop has got another session meanwhile
+            return _result(task, hands, attempts, state="held", outcome=error.code, reason=reason)
+        case ObeyBan():
+            return None
+        case FailShop() | Hold():
             return _result(task, hands, attempts, state="refused", outcome=error.code, reason=reason)
         case _:  # the credential, or every credential of the source, is parked; others carry on with the page
             if task.credential is None:
@@ -211,9 +249,18 @@ def _result(
     return result if fetched is None else with_page(result, fetched)
 
 
-def _without_secrets(response: HttpResponse, secrets: tuple[str, ...]) -> HttpResponse:
+def _masked(error: FetchError, session: str | None, hands: Hands) -> str:
+    """The error's text without any secret that the call may have carried."""
+    secrets = hands.settings.secrets
+    return redact(str(error), secrets if session is None else (*secrets, session))
+
+
+def _without_secrets(response: HttpResponse, secrets: tuple[str, ...], session: str | None) -> HttpResponse:
     """A server that echoes what it was sent must not plant it in the store, the archive or a message."""
-    return HttpResponse(response.status, response.headers, redact_bytes(response.body, secrets))
+    body = redact_bytes(response.body, secrets)
+    if session is not None:  # on its own: what is prepared for the other secrets serves every shop
+        body = redact_bytes(body, (session,))
+    return HttpResponse(response.status, response.headers, body)
 
 
 def _archived(body: bytes) -> bytes:

@@ -7,6 +7,7 @@ from models.errors import (
     FetchError,
     PageRefusedError,
     ShopRefusedError,
+    ShopUnauthorisedError,
     SourceStoppedError,
     ThrottledError,
 )
@@ -62,7 +63,14 @@ class FailShop:
     reason: str
 
 
-Decision = WaitHere | PutBack | ParkCredential | StopSource | Dead | FailShop
+@dataclass(frozen=True)
+class Hold:
+    """The shop needs a new session: its pages wait and keep their tries."""
+
+    reason: str
+
+
+Decision = WaitHere | PutBack | ParkCredential | StopSource | Dead | FailShop | Hold
 
 
 def decide(error: FetchError, *, tries: int, throttles: int, settings: Settings, random: float) -> Decision:
@@ -78,6 +86,8 @@ def decide(error: FetchError, *, tries: int, throttles: int, settings: Settings,
             return StopSource(str(error))
         case ShopRefusedError():
             return FailShop(str(error))
+        case ShopUnauthorisedError():
+            return Hold(str(error))
         case PageRefusedError():
             return Dead(str(error))
         case ThrottledError():

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.background import stop_tasks
 from models.database import Clock, reader, unavailable
-from models.errors import ShopcrawlError, UnavailableError
+from models.errors import ShopcrawlError, ShopUnauthorisedError, UsageError
 from models.sessions import load_sessions, mark_refused
 from models.vault import WRONG_KEY, Vault
 from worker.writer import is_outage
@@ -23,7 +23,7 @@ LINGER = 0.005  # pages of many shops start together: their sessions are read to
 LONGEST_PAUSE = 5.0
 
 T = TypeVar("T")
-Found = str | ShopcrawlError | None
+Found = str | ShopcrawlError
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +37,11 @@ class Sessions:
         self._wanted: dict[int, asyncio.Future[Found]] = {}
         self._reading: asyncio.Task[None] | None = None
 
-    async def get(self, shop_id: int) -> str | None:
-        """The shop's session; None if it has none that is not refused. While the database is away, it waits.
+    async def get(self, shop_id: int) -> str:
+        """The shop's session. While the database is away, it waits.
 
-        Raises UnavailableError for a session that no key opens, UsageError if the key file cannot be used.
+        Raises ShopUnauthorisedError if it has none that is not refused, UsageError if no key at hand opens it or the
+        key file cannot be used.
         """
         kept_at, text = self._kept.get(shop_id, (-KEPT_SECONDS, None))
         if text is not None and time.monotonic() < kept_at + KEPT_SECONDS:
@@ -48,7 +49,7 @@ class Sessions:
             return text
         found = await asyncio.shield(self._want(shop_id))
         if isinstance(found, ShopcrawlError):
-            raise found
+            raise found.with_traceback(None)  # several pages may wait for one shop's session
         return found
 
     async def refuse(self, shop_id: int, text: str, reason: str) -> bool:
@@ -94,7 +95,7 @@ class Sessions:
         for shop_id, text in loaded.items():
             if text is not None:
                 self._keep(shop_id, text)
-        return {shop_id: _sealed_elsewhere(loaded[shop_id]) if shop_id in loaded else None for shop_id in shops}
+        return {shop_id: _found(loaded, shop_id) for shop_id in shops}
 
     def _keep(self, shop_id: int, text: str) -> None:
         self._kept[shop_id] = (time.monotonic(), text)
@@ -103,8 +104,10 @@ class Sessions:
             self._kept.popitem(last=False)
 
 
-def _sealed_elsewhere(text: str | None) -> str | ShopcrawlError:
-    return UnavailableError(f"the shop's session is {WRONG_KEY}") if text is None else text
+def _found(loaded: Mapping[int, str | None], shop_id: int) -> Found:
+    if shop_id not in loaded:
+        return ShopUnauthorisedError("no-session", "no session")
+    return loaded[shop_id] or UsageError(f"the shop's session is {WRONG_KEY}")
 
 
 async def _through_outages(action: Callable[[], Awaitable[T]]) -> T:

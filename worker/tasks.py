@@ -22,6 +22,7 @@ from models.database import Clock, create_engine, require_schema
 from models.errors import UsageError
 from models.messages import RECRAWL_TASK_NAME, TASK_NAME, PageTask
 from models.source import source_named, source_names
+from models.vault import Vault
 from worker import metrics
 from worker.app import app, settings
 from worker.client import Client
@@ -31,6 +32,7 @@ from worker.limiter import Limiter
 from worker.loop import on_loop_start, on_loop_stop
 from worker.parking import Parking
 from worker.pool import AsyncioPool, async_task
+from worker.sessions import Sessions
 from worker.writer import Writer
 
 BEAT_SECONDS = 2.0
@@ -110,7 +112,9 @@ async def _make_hands() -> None:
     writer = Writer(engine)
     writer.start()
     _exit.push_async_callback(writer.stop)
-    _hands = Hands(settings, clock, limiter, client, writer, Parking(engine, limiter, clock, settings))
+    sessions = Sessions(engine, Vault(settings), clock)
+    _exit.push_async_callback(sessions.stop)
+    _hands = Hands(settings, clock, limiter, client, writer, Parking(engine, limiter, clock, settings), sessions)
     _keep_running(clock.keep(engine), _keep_beating(redis, _hands))
     for name in source_names():
         warn_if_plain_http(source_named(name).base_url(settings))
