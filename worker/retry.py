@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from models.errors import (
+    BannedError,
     CredentialParkedError,
     FetchError,
     PageRefusedError,
@@ -15,6 +16,9 @@ from models.settings import Settings
 
 # A page turned away this often in a row gives its place to another one; by then the limit has shrunk to its floor.
 THROTTLES_IN_A_ROW = 10
+
+# Pages come back this much apart after a ban, so that they do not all arrive in one instant.
+BAN_SPREAD = 2.0
 
 # Doubling stops here, long past any cap, so that a huge count cannot overflow a float.
 MAX_DOUBLINGS = 60
@@ -50,6 +54,13 @@ class StopSource:
 
 
 @dataclass(frozen=True)
+class ObeyBan:
+    """Ask for another permit; the limiter knows whether one is worth waiting for. The page keeps its tries."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Dead:
     """Give up this page; other pages go on."""
 
@@ -70,14 +81,14 @@ class Hold:
     reason: str
 
 
-Decision = WaitHere | PutBack | ParkCredential | StopSource | Dead | FailShop | Hold
+Decision = WaitHere | PutBack | ParkCredential | StopSource | ObeyBan | Dead | FailShop | Hold
 
 
 def decide(error: FetchError, *, tries: int, throttles: int, settings: Settings, random: float) -> Decision:
     """Choose the reaction to `error`.
 
-    `tries` counts the page's failed answers including this one, `throttles` the throttled answers in a row including
-    this one, `random` is uniform in [0, 1).
+    `tries` counts the page's failed answers including this one, `throttles` the throttled answers and bans in a row
+    including this one, `random` is uniform in [0, 1).
     """
     match error:
         case CredentialParkedError():
@@ -90,10 +101,17 @@ def decide(error: FetchError, *, tries: int, throttles: int, settings: Settings,
             return Hold(str(error))
         case PageRefusedError():
             return Dead(str(error))
-        case ThrottledError():
+        case BannedError() if throttles < THROTTLES_IN_A_ROW:
+            return ObeyBan(str(error))
+        case ThrottledError() | BannedError():
             return _after_throttle(error, throttles, settings, random)
         case _:
             return _after_fault(error, tries, settings, random)
+
+
+def after_ban(seconds: float, random: float) -> float:
+    """Seconds after which a page is due again that a ban of `seconds` keeps from being fetched."""
+    return seconds + random * BAN_SPREAD
 
 
 def _after_fault(error: FetchError, tries: int, settings: Settings, random: float) -> Decision:
