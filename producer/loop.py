@@ -15,12 +15,14 @@ from models.background import background
 from models.broker import redis_url
 from models.credentials import Parked
 from models.database import Clock, reader, unavailable
+from models.fleet import Ban
 from models.messages import QUEUE, URGENT_QUEUE, PageTask
 from models.settings import Settings
 from models.source import source_named, source_names
 from producer import metrics, news
 from producer.dispatch import Dispatcher, oldest_due, window
 from producer.enqueue import send
+from producer.pauses import Pause, pause
 from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
 from producer.settle import LARGEST_REVIEW, review
 
@@ -42,13 +44,14 @@ class Producer:
         self._dispatcher = Dispatcher()
         self._suspicion = Suspicion()
         self._capacities: Sequence[int] = ()
-        self._waiting: dict[str, str] = {}
+        self._bans: dict[str, list[Ban]] = {}
+        self._waiting: dict[str, Pause] = {}
         self._out = 0
 
     @property
     def waiting(self) -> dict[str, str]:
         """The sources that cannot be called now, and why."""
-        return dict(self._waiting)
+        return {source: str(pause) for source, pause in self._waiting.items()}
 
     async def run(self) -> None:
         """Work until cancelled; an outage of the database or Redis only makes it wait."""
@@ -108,18 +111,20 @@ class Producer:
 
     def _open_sources(self, parked: Sequence[Parked]) -> list[str]:
         """Sources with a credential that may be used; the others wait, and say so once."""
-        names: dict[str, set[str]] = {}
-        for entry in parked:
-            names.setdefault(entry.source, set()).add(entry.name)
         waiting = {}
         for source in source_names():
-            configured = {c.name for c in source_named(source).credentials(self._settings)}
-            if configured <= names.get(source, set()):
-                reasons = {entry.reason for entry in parked if entry.source == source}
-                waiting[source] = "; ".join(sorted(reasons)) or source_named(source).credential_help()
-        for source in waiting.keys() - self._waiting.keys():
-            if source in names:
-                logger.warning("%s waits, nothing is lost: %s. Then run `shopcrawl resume`", source, waiting[source])
+            adapter = source_named(source)
+            names = {credential.name for credential in adapter.credentials(self._settings)}
+            resting = [entry for entry in parked if entry.source == source]
+            why = pause(names, resting, self._bans.get(source, ()), self._settings.inline_wait)
+            if why is None:
+                continue
+            waiting[source] = why if names else Pause(adapter.credential_help())
+            if names and source not in self._waiting:
+                logger.warning("%s waits, nothing is lost: %s", source, why)
+        for source in self._waiting.keys() - waiting.keys():
+            if self._waiting[source].until is not None:
+                logger.info("%s goes on", source)
         self._waiting = waiting
         return [source for source in source_names() if source not in waiting]
 
@@ -135,6 +140,7 @@ class Producer:
         """Learn how many pages the living workers can hold: a worker that joins gets its share within a second."""
         self._capacities = [worker.capacity for worker in await fleet.live_workers(self._redis)]
         metrics.workers.set(len(self._capacities))
+        self._bans = {source: await fleet.bans(self._redis, source) for source in source_names()}
         await self._measure()
         return FLEET_SECONDS
 

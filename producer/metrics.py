@@ -15,6 +15,7 @@ limit = Gauge("shopcrawl_limit", "Calls in flight the fleet allows now", ["sourc
 permits = Gauge("shopcrawl_permits_in_use", "Calls in flight in the whole fleet", ["source", "credential"])
 waiting = Gauge("shopcrawl_permits_waited_for", "Pages that wait for a permit now", ["source", "credential"])
 parked = Gauge("shopcrawl_parked", "1 while a credential is parked", ["source", "credential"])
+ban_seconds = Gauge("shopcrawl_ban_seconds", "How long a credential is still banned", ["source", "credential"])
 
 
 def show_limit(state: LimitState) -> None:
@@ -24,3 +25,4 @@ def show_limit(state: LimitState) -> None:
     permits.labels(*labels).set(state.in_flight)
     waiting.labels(*labels).set(state.waiting)
     parked.labels(*labels).set(state.parked is not None)
+    ban_seconds.labels(*labels).set(state.ban.seconds if state.ban else 0)

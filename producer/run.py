@@ -20,6 +20,7 @@ from models.crawls import Submission, unfinished_crawls
 from models.database import Clock, is_postgresql, reader, require_schema
 from models.errors import UsageError
 from models.settings import Settings
+from models.source import source_names
 from models.status import CrawlStatus, crawl_status, latest_crawl_id, recent_crawls, unhappy_shops, waiting
 from models.tables import page
 from producer.console import print_crawls, print_status, print_summary, shown_location, watch
@@ -163,16 +164,51 @@ async def _follow_other_host(
 
 
 async def resume(settings: Settings, console: Console, *, quiet: bool) -> list[CrawlStatus]:
-    """Use parked credentials again and see every unfinished crawl through."""
+    """Use parked and banned credentials again and see every unfinished crawl through."""
     async with database(settings) as (engine, clock):
         if settings.redis_url is not None:
             await require_redis(settings)
         async with engine.begin() as connection:
             lifted = await credentials.unpark(connection)
             unfinished = await unfinished_crawls(connection)
+        sources = await _lift_bans(settings) if unfinished else []
+        async with engine.begin() as connection:
+            now = clock.now()
+            waits = (page.c.state == "ready") & page.c.source.in_(sources) & (page.c.due_at > now)
+            await connection.execute(sa.update(page).where(waits).values(due_at=now))
         if not quiet:
-            console.print(f"{lifted} credentials are used again, {len(unfinished)} crawls go on")
+            bans = f"; bans of {', '.join(sources)} are lifted" if sources else ""
+            console.print(f"{lifted} credentials are used again, {len(unfinished)} crawls go on{bans}")
         return [await see_through(settings, engine, clock, console, crawl_id, quiet=quiet) for crawl_id in unfinished]
+
+
+async def _lift_bans(settings: Settings) -> list[str]:
+    """Lift every ban; returns the sources that had one."""
+    if settings.redis_url is not None:
+        return await _lift_in(redis_url(settings))
+    embedded = EmbeddedRedis(settings.data_dir)
+    try:
+        with embedded:
+            return await _lift_in(embedded.redis_url)
+    except FolderBusyError:  # the Redis of the process that hosts this folder now, if it is where it usually is
+        with contextlib.suppress(RedisError):
+            return await _lift_in(embedded.redis_url)
+        return []
+
+
+async def _lift_in(url: str) -> list[str]:
+    async with Redis.from_url(url, socket_timeout=10) as redis:
+        return [source for source in source_names() if await fleet.lift_bans(redis, source)]
+
+
+async def _limits(settings: Settings) -> list[fleet.LimitState]:
+    """The limits in force, where the fleet's Redis is known and answers."""
+    if settings.redis_url is None:
+        return []
+    with contextlib.suppress(RedisError, OSError):
+        async with Redis.from_url(redis_url(settings), socket_timeout=2, socket_connect_timeout=2) as redis:
+            return [state for source in source_names() for state in await fleet.limit_states(redis, source)]
+    return []
 
 
 async def serve(settings: Settings, console: Console) -> None:
@@ -242,7 +278,8 @@ async def show_status(
             unhappy = await unhappy_shops(connection, chosen, UNHAPPY_SHOWN)
             parked = await waiting(connection, chosen)
     if not quiet:
-        print_status(console, status, unhappy, parked, database=shown_location(settings.database))
+        limits = await _limits(settings)
+        print_status(console, status, unhappy, parked, limits, database=shown_location(settings.database))
     return status
 
 

@@ -1,5 +1,6 @@
 """The live view of a running crawl: one compact block for a terminal, one line for a log."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import exp
 
@@ -8,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models.credentials import Parked
-from models.fleet import LimitState
+from models.fleet import Ban, LimitState
 from models.status import CrawlStatus, Verdicts
 from producer.console.text import (
     VERDICT_STYLES,
@@ -21,10 +22,13 @@ from producer.console.text import (
     rate,
     share,
 )
+from producer.pauses import clock_words
 
 SMOOTHING = 10.0
 """Seconds over which the speed is smoothed."""
 MOST_CREDENTIALS = 5
+SHORT_BAN = 5.0
+"""Seconds; shorter bans are not worth a line, workers wait them out."""
 LONGEST_BAR = 64
 
 
@@ -117,7 +121,7 @@ def _pages(view: View) -> Text:
 def _times(view: View) -> list[str | Text]:
     times: list[str | Text] = [f"{duration(view.status.elapsed_s)} elapsed"]
     left = view.status.pages.known - view.status.pages.finished
-    if view.pace.per_second >= 0.05 and left > 0 and not view.waiting and not view.trouble:
+    if view.pace.per_second >= 0.05 and left > 0 and not warnings(view):
         times.append(f"about {duration(left / view.pace.per_second)} left")
     return times
 
@@ -140,7 +144,7 @@ def _fleet(view: View) -> list[Text]:
     workers = Text(f"{view.fleet.workers} worker{'' if view.fleet.workers == 1 else 's'}")
     if not view.fleet.workers:
         workers = Text("no worker yet", style="yellow")
-    active = [limit for limit in view.fleet.limits if limit.parked is None]
+    active = [limit for limit in view.fleet.limits if _is_usable(limit)]
     lines = [_limit(limit) for limit in active[:MOST_CREDENTIALS]]
     if len(active) > MOST_CREDENTIALS:
         lines.append(Text(f"and {len(active) - MOST_CREDENTIALS} more credentials", style="dim"))
@@ -160,6 +164,7 @@ def warnings(view: View) -> list[Text]:
     """What keeps the crawl from going on, in words; nothing when all is well."""
     lines = [f"{view.trouble}; the crawl goes on by itself when it is back"] if view.trouble else []
     lines += [waiting_words(entry, alone=_is_alone(view, entry)) for entry in view.waiting]
+    lines += ban_words(view.fleet.limits) if view.fleet else []
     return [warning(text) for text in lines]
 
 
@@ -179,6 +184,29 @@ def waiting_words(entry: Parked, *, alone: bool = True) -> str:
 def _is_alone(view: View, entry: Parked) -> bool:
     limits = view.fleet.limits if view.fleet else ()
     return not any(limit.source == entry.source and limit.parked is None for limit in limits)
+
+
+def ban_words(limits: Sequence[LimitState]) -> list[str]:
+    """Which credentials are banned for some time yet, and until when; one line for a source that waits as a whole."""
+    lines = []
+    for source in dict.fromkeys(limit.source for limit in limits):
+        ours = [limit for limit in limits if limit.source == source]
+        bans = {limit.credential: limit.ban for limit in ours if limit.parked is None and limit.ban is not None}
+        long = {name: ban for name, ban in bans.items() if ban.seconds > SHORT_BAN}
+        if any(map(_is_usable, ours)):
+            lines += [f"{source} goes on without {plain(name, 20)} {_until(ban)}" for name, ban in long.items()]
+        elif long:
+            first = min(long.values(), key=lambda ban: ban.seconds)
+            lines.append(f"{source} waits {_until(first)}. It goes on by itself; nothing is lost")
+    return lines
+
+
+def _until(ban: Ban) -> str:
+    return f"until {clock_words(ban.until)}: {plain(ban.reason, 120)}"
+
+
+def _is_usable(limit: LimitState) -> bool:
+    return limit.parked is None and (limit.ban is None or limit.ban.seconds <= SHORT_BAN)
 
 
 def line(view: View) -> str:

@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from models.credentials import Parked
+from models.fleet import LimitState
 from models.status import CrawlLine, CrawlStatus, UnhappyShop, Verdicts
 from producer.console.figures import bars, figures, unhappy_table
-from producer.console.progress import waiting_words, warning
+from producer.console.progress import ban_words, waiting_words, warning
 from producer.console.text import VERDICT_STYLES, duration, number
 
 _STATE_STYLES = {"finished": "green", "running": "cyan"}
@@ -22,17 +23,19 @@ def print_status(
     status: CrawlStatus,
     unhappy: Sequence[UnhappyShop] = (),
     waiting: Sequence[Parked] = (),
+    limits: Sequence[LimitState] = (),
     *,
     database: str,
 ) -> None:
-    """Print the figures of one crawl; `waiting` holds the parked credentials it is concerned by."""
+    """Print the figures of one crawl; `waiting` holds the parked credentials it is concerned by, `limits` the bans."""
     style = _STATE_STYLES.get(status.state, "yellow")
     title = Text.assemble((f"Crawl {status.crawl} ", "bold"), (status.state, style))
     parts: list[RenderableType] = [title, "", *bars(status), figures(status, database)]
     if unhappy:
         parts += ["", unhappy_table(status, unhappy)]
-    if waiting:
-        parts += ["", *(warning(waiting_words(entry)) for entry in waiting)]
+    warnings = [*(waiting_words(entry) for entry in waiting), *ban_words(limits)]
+    if warnings:
+        parts += ["", *map(warning, warnings)]
     console.print(Padding(Group(*parts), (1, 1)))
 
 
