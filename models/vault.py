@@ -93,25 +93,21 @@ class Vault:
     def _read_file(self) -> list[str]:
         """The keys in the file, none if there is no file; one without a key counts as damaged."""
         try:
-            descriptor = os.open(self._file, os.O_RDONLY | os.O_CLOEXEC)
+            with self._file.open("rb") as file:
+                if os.fstat(file.fileno()).st_mode & 0o077:
+                    raise UsageError(f"{self._file}: others may read it: chmod 600 {self._file}")
+                return file.read().decode(errors="replace").split() or [""]
         except FileNotFoundError:
             return []
         except OSError as error:
             raise UsageError(f"{self._file}: {error.strerror}") from None
-        with os.fdopen(descriptor, "rb") as file:
-            if os.fstat(descriptor).st_mode & 0o077:
-                raise UsageError(f"{self._file}: others may read it: chmod 600 {self._file}")
-            try:
-                return file.read().decode(errors="replace").split() or [""]
-            except OSError as error:
-                raise UsageError(f"{self._file}: {error.strerror}") from None
 
     def _write_file(self, keys: Iterable[str]) -> None:
         """Replace the file as a whole: whoever reads it finds the old keys or the new ones, and a crash loses none."""
         draft = self._file.with_suffix(".new")
         with _explained(self._file):
             draft.unlink(missing_ok=True)
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:
                 file.write("".join(f"{key}\n" for key in keys))
                 file.flush()
@@ -123,7 +119,7 @@ class Vault:
         """One process at a time writes the file; the kernel frees the lock when its holder ends, however it ends."""
         with _explained(self._file):
             self._folder.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self._folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(self._folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
