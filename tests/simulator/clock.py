@@ -55,3 +55,8 @@ def china_midnight(moment: float) -> float:
     day = 86_400
     shift = 8 * 3600
     return (int(moment + shift) // day + 1) * day - shift
+
+
+def moment_of(value: datetime) -> float:
+    """Return the seconds since the epoch; a time without a zone is GMT+8."""
+    return (value if value.tzinfo else value.replace(tzinfo=CHINA)).timestamp()

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from tests.simulator.catalogue import Shop
-from tests.simulator.clock import CHINA, VirtualClock
+from tests.simulator.clock import VirtualClock, moment_of
 from tests.simulator.market import Change, Market
 from tests.simulator.outcomes import ScriptError, convert
 from tests.simulator.script import Rule
@@ -113,8 +113,7 @@ class Control:
     def move_clock(self, move: Move) -> dict[str, Any]:
         """Move the virtual clock and return what it shows; a time without a zone is GMT+8."""
         if move.set is not None:
-            moment = move.set if move.set.tzinfo else move.set.replace(tzinfo=CHINA)
-            self._clock.set(moment.timestamp())
+            self._clock.set(moment_of(move.set))
         self._clock.advance(move.advance)
         return self._clock.report()
 

@@ -1,11 +1,12 @@
 """Call limits that have been hit: which calls they refuse, for how long, and how clients behaved meanwhile."""
 
 import math
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
 
-from tests.simulator.clock import china_midnight, iso_utc
+from tests.simulator.clock import china_midnight, iso_utc, moment_of
 from tests.simulator.switches import Amount, Count
 from tests.simulator.top.errors import TopError
 
@@ -22,11 +23,18 @@ _FOR_ALL_APPS = {"api", "closed"}
 
 
 class BanOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A ban to come: begins after `after` more calls, lasts `seconds` or to the next midnight of GMT+8."""
+    """A ban to come.
+
+    It begins after `after` more calls and not before `since`; it lasts `seconds`, or to `until`, or to the next
+    midnight of GMT+8. Each call during it adds `prolong` seconds. Of several `times` one follows the other. Times
+    are virtual, without a zone GMT+8.
+    """
 
     scope: Scope = "app_api"
     seconds: Amount | Literal["midnight"] = 1.0
     after: Count = 0
+    since: datetime | None = None
+    until: datetime | None = None
     app: str | None = None
     sentence: bool = True
     prolong: Amount = 0.0
@@ -39,7 +47,7 @@ class Ban:
     def __init__(self, order: BanOrder, now: float) -> None:
         self.order = order
         self.since = now
-        self.until = china_midnight(now) if order.seconds == "midnight" else now + order.seconds
+        self.until = _end(order, now)
         self.calls = 0
         self.after_learned = 0
         self.in_flight: int | None = None  # when the first refusal left, that one included
@@ -81,7 +89,7 @@ class Bans:
         self.all: list[Ban] = []
 
     def order(self, order: BanOrder, now: float) -> None:
-        """Let a ban begin, now or later; several `times` follow each other, each after so many calls more."""
+        """Let a ban begin, now or later."""
         for _ in range(order.times):
             self._ordered.append((order, order.after))
         self._begin(now)
@@ -112,13 +120,20 @@ class Bans:
     def _begin(self, now: float) -> None:
         waiting: list[tuple[BanOrder, int]] = []
         for order, left in self._ordered:
-            if left > 0 or any(ban.order is order for ban in self._in_force):
+            early = order.since is not None and moment_of(order.since) > now
+            if early or left > 0 or any(ban.order is order for ban in self._in_force):
                 waiting.append((order, left))
                 continue
             ban = Ban(order, now)
             self._in_force.append(ban)
             self.all.append(ban)
         self._ordered = waiting
+
+
+def _end(order: BanOrder, now: float) -> float:
+    if order.until is not None:
+        return moment_of(order.until)
+    return china_midnight(now) if order.seconds == "midnight" else now + order.seconds
 
 
 def _covers(order: BanOrder, app: str) -> bool:

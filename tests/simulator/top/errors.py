@@ -3,10 +3,16 @@
 from tests.simulator.outcomes import ScriptError
 
 MESSAGES = {
+    4: "User Call Limited",
+    5: "Session Call Limited",
+    6: "Partner Call Limited",
     7: "App Call Limited",
+    8: "App Call Exceeds Limited Frequency",
     9: "Http Action Not Allowed",
     10: "Service Currently Unavailable",
     11: "Insufficient ISV Permissions",
+    12: "Insufficient User Permissions",
+    13: "Insufficient Partner Permissions",
     15: "Remote service error",
     21: "Missing method",
     22: "Invalid method",
@@ -24,6 +30,8 @@ MESSAGES = {
     34: "Unsupported version",
     40: "Missing required arguments",
     41: "Invalid arguments",
+    42: "Forbidden Request",
+    43: "Parameter Error",
     50: "Remote service error",
 }
 _ISP = ("top-remote-connection-timeout", "remote-service-error", "top-remote-service-unavailable")

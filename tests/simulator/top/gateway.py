@@ -11,7 +11,7 @@ from tests.simulator.server import parse_query as parse_form
 from tests.simulator.top.answers import JSON_TYPE as TOP_JSON
 from tests.simulator.top.answers import XML_TYPE, error_answer, page_body, style_of
 from tests.simulator.top.bans import Ban, BanOrder
-from tests.simulator.top.errors import SHAPES, STATUSES, WHOLE, TopError, error_of
+from tests.simulator.top.errors import SHAPES, STATUSES, WHOLE, TopError
 from tests.simulator.top.protocol import Query, authenticate, parse_query
 from tests.simulator.top.sessions import Grant
 from tests.simulator.top.switches import TopSwitches
@@ -134,9 +134,7 @@ class Gateway:
         call.draws = draws_of(f"{world.seed}|{nick}|{query}|{world.ledger.attempts[key]}")
         call.rule = world.script.match(nick, query.page, session, call.draws[3]) or self._by_chance(call, switches)
         rule = call.rule
-        call.error = error_of(rule.outcome, rule.code, call.draws[1])
-        if rule.bare and call.error is not None:
-            call.error = TopError(call.error.code)
+        call.error = rule.error(call.draws[1])
         call.delay = latency_of(switches.latency, switches.latency_tail, call.draws[2])
         if rule.outcome == "slow" and rule.seconds is None:
             call.delay += switches.slow_seconds
@@ -206,15 +204,15 @@ class Gateway:
             call.ban.learned(ledger.slots.now)
         ledger.slots.leave()
         fate = call.error.name if call.error else SHAPES.get(outcome, outcome)
-        tallies = [ledger.total] + ([ledger.shop(call.nick)] if call.nick is not None else [])
-        whole = delivered and call.error is None and SHAPES.get(outcome) == "200"
+        good = delivered and fate == "200"
         key = hash((call.nick, call.query))
-        if outcome in WHOLE and whole:
+        whole = good and outcome in WHOLE
+        if whole:
             ledger.deliveries[key] += 1
-        for tally in tallies:
+        for tally in [ledger.total] + ([ledger.shop(call.nick)] if call.nick is not None else []):
             tally.outcomes[fate if delivered else "abandoned"] += 1
-            tally.pages += whole
-            tally.rows += call.rows * whole
+            tally.pages += good
+            tally.rows += call.rows * good
             tally.repeated += whole and ledger.deliveries[key] > 1
         if outcome != "ok":
             ledger.injected[outcome] += 1

@@ -24,7 +24,7 @@ _BIG = 2**60
 _CLUSTERED = 0.4  # share of the rows that bulk edits touched
 
 # sixteen each: four bits of a row's number choose one
-_BRANDS = [
+_BRANDS = (
     "N97",
     "特价",
     "包邮",
@@ -41,8 +41,8 @@ _BRANDS = [
     "工厂直销",
     "A&B",
     "<限量>",
-]
-_LOOKS = [
+)
+_LOOKS = (
     "简约",
     "百搭",
     "可调节",
@@ -59,8 +59,8 @@ _LOOKS = [
     "透明",
     "夜光",
     "迷你",
-]
-_THINGS = [
+)
+_THINGS = (
     "项链",
     "手链",
     "耳环",
@@ -77,7 +77,7 @@ _THINGS = [
     "雨伞",
     "抱枕",
     "贴纸",
-]
+)
 
 
 class SellerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -12,7 +12,7 @@ from tests.simulator.outcomes import ScriptError
 from tests.simulator.script import Rule, Script
 from tests.simulator.switches import Count, SwitchBoard, merged
 from tests.simulator.top.bans import Bans
-from tests.simulator.top.errors import error_of
+from tests.simulator.top.errors import TopError, error_of
 from tests.simulator.top.goods import Goods, SellerSpec
 from tests.simulator.top.ledger import TopLedger
 from tests.simulator.top.sessions import Sessions
@@ -21,11 +21,19 @@ from tests.simulator.top.warehouse import Warehouse
 
 
 class TopRule(Rule, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """A scripted outcome: `code` instead of the usual number, `bare` without sub code, `xml` whatever was asked."""
+    """A scripted outcome: `code` and `sub_msg` of one's own, `bare` without sub code, `xml` whatever was asked."""
 
     code: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    sub_msg: str = ""
     bare: bool = False
     xml: bool = False
+
+    def error(self, draw: float) -> TopError | None:
+        """Return the error the rule stands for, if it is one."""
+        error = error_of(self.outcome, self.code, draw)
+        if error is None:
+            return None
+        return TopError(error.code, "" if self.bare else error.sub_code, self.sub_msg or error.sub_msg)
 
 
 class TopChange(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
