@@ -29,6 +29,21 @@ SECRETS = (CANARY, "postgresql://crawler:p%40ss-w0rd@db/shop", "sqlite:///plain.
         ("{'apiToken': 'unknown', 'page': '2'}", "{'apiToken': '***', 'page': '2'}"),
         ('{"apiToken":"unknown"}', '{"apiToken":"***"}'),
         ("('apiToken', 'unknown')", "('apiToken', '***')"),
+        ("POST method=x&session=unknown&sign=0FA3&v=2.0", "POST method=x&session=***&sign=***&v=2.0"),
+        ("sessionKey=unknown session_key%3Dunknown", "sessionKey=*** session_key%3D***"),
+        (
+            '{"session": "unknown", "sign":"0FA3", "appSecret" : "unknown"}',
+            '{"session": "***", "sign":"***", "appSecret" : "***"}',
+        ),
+        (
+            "{'session': 'unknown', 'app_secret': 'unknown', 'sign': '0FA3'}",
+            "{'session': '***', 'app_secret': '***', 'sign': '***'}",
+        ),
+        ("('sessionKey', 'unknown')", "('sessionKey', '***')"),
+        (
+            "invalid-sessionkey: session expired, sign in again; design=round assign=me sign_method=md5 sign: plus",
+            "invalid-sessionkey: session expired, sign in again; design=round assign=me sign_method=md5 sign: plus",
+        ),
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
         ("at redis://:hunter2@redis:6379/0", "at redis://:***@redis:6379/0"),
         ("at postgresql://me:p@ss@db/shop failed", "at postgresql://me:***@db/shop failed"),
@@ -85,7 +100,9 @@ def test_a_body_without_a_secret_stays_as_it_came() -> None:
 
 def test_values_inside_containers_are_masked_and_other_types_kept() -> None:
     event = {"url": f"http://h/?k={CANARY}", "n": 3, "list": [CANARY.encode(), (CANARY, None)], "apiToken": "unknown"}
+    event |= {"session": "unknown", "signed": "yes"}
     expected = {"url": "http://h/?k=***", "n": 3, "list": ["***", ("***", None)], "apiToken": "***"}
+    expected |= {"session": "***", "signed": "yes"}
     assert redact_value({**event, "error": ValueError(CANARY)}, SECRETS) == {**expected, "error": "ValueError: ***"}
 
 

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from models.errors import UsageError
 from models.settings import load_settings
 from producer.durations import parse_duration
-from producer.shops import read_shops
+from producer.shops import read_sessions, read_shops
+from tests.session_source import session_source
+
+__all__ = ["session_source"]
 
 SETTINGS = load_settings(tmapi_tokens="t")
 
@@ -89,6 +92,62 @@ def test_no_file_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, con
         assert "\n" not in str(refused)
     else:
         assert len({shop.key for shop in shops}) == len(shops)
+
+
+# Sessions
+
+SESSION = "6100canary-of-a-session"
+
+
+def test_a_session_in_the_shops_file_is_no_option_and_is_not_shown(tmp_path: Path, session_source: None) -> None:
+    path = tmp_path / "shops.csv"
+    path.write_text(f"shop,Session,source\nb1, {SESSION} ,\nb2,,\na1,,tmapi\n")
+    found = read_shops(str(path), "top", {}, SETTINGS)
+    assert found.sessions == {("top", "b1"): SESSION}
+    assert [(shop.source, shop.key) for shop in found.shops] == [("top", "b1"), ("top", "b2"), ("tmapi", "a1")]
+    path.write_text("shop,source\nb1,\nb2,\na1,tmapi\n")
+    assert found.shops == read_shops(str(path), "top", {}, SETTINGS).shops, "the same crawl with and without sessions"
+    assert repr(found) == "ShopsFile(3 shops, 1 sessions)"
+
+
+BAD_SESSIONS = [
+    (f"shop,session,source\na1,{SESSION},tmapi\n", "line 2: source tmapi takes no sessions"),
+    (f"shop,session\nb1,{SESSION} {SESSION}\n", "line 2: the session has white space or control characters inside"),
+    (f'shop,session\nb1,"{SESSION}\n{SESSION}"\n', "the session has white space or control characters inside"),
+    (f"shop,session\nb1,{SESSION}\x07\n", "line 2: the session has white space or control characters inside"),
+    (f"shop,session\nb1,{SESSION}{'x' * 4096}\n", "line 2: the session is longer than 4096 bytes"),
+    (f"shop,session\nb1,{SESSION}\nb1,{SESSION}\n", "line 3: shop 'b1' stands in line 2 already"),
+    (f"shop,session\nb1,{SESSION},x\n", "line 2: 3 cells, but the header has 2 columns"),
+    (f"b1,{SESSION}\n", "line 1: bad header: the first row of a CSV names its columns, one of them `shop`"),
+]
+
+
+@pytest.mark.parametrize(("content", "complaint"), BAD_SESSIONS)
+def test_bad_sessions_are_refused_without_showing_them(
+    tmp_path: Path, session_source: None, content: str, complaint: str
+) -> None:
+    path = tmp_path / "shops.csv"
+    path.write_text(content)
+    for read_it in (lambda: read_shops(str(path), "top", {}, SETTINGS), lambda: read_sessions(str(path), "top")):
+        with pytest.raises(UsageError) as refused:
+            read_it()
+        assert complaint in str(refused.value)
+        assert "canary" not in str(refused.value).lower()
+
+
+def test_sessions_of_many_shops_are_read_alone(tmp_path: Path, session_source: None) -> None:
+    path = tmp_path / "sessions.csv"
+    path.write_text(f"session,shop\n{SESSION},b1\nother,b2\n")
+    assert read_sessions(str(path), "top") == {("top", "b1"): SESSION, ("top", "b2"): "other"}
+    for content, complaint in {
+        "shop,session\nb1,\n": "line 2: the session is empty",
+        "shop,session,sort\nb1,x,up\n": "line 2: unknown column 'sort'; columns: shop, session, source",
+        f"session\n{SESSION}\n": "line 1: the session is empty",
+        "shop,session\n": "no shops in it",
+    }.items():
+        path.write_text(content)
+        with pytest.raises(UsageError, match=complaint):
+            read_sessions(str(path), "top")
 
 
 @pytest.mark.parametrize(
