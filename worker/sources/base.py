@@ -8,10 +8,18 @@ from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import msgspec
 
-from models.errors import CredentialParkedError, FetchError, SourceStoppedError, ThrottledError, TransientError
+from models.errors import (
+    CredentialParkedError,
+    FetchError,
+    SourceStoppedError,
+    ThrottledError,
+    TransientError,
+    UsageError,
+)
 from models.redact import redact
 from models.source import HttpResponse
 
@@ -37,6 +45,32 @@ Reader = Callable[[Any], Any]
 _NUMERAL = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{0,30})?|[+-]?\.[0-9]{1,30}")
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _PARSER = msgspec.json.Decoder()
+
+
+def shown(text: str) -> str:
+    """A user's text as it is safe to print: quoted, escaped and short."""
+    return ascii(text[:40]) + ("…" if len(text) > 40 else "") if not text.isprintable() else repr(text[:40])
+
+
+def checked_url(url: str, setting: str, example: str) -> str:
+    """An http(s) address without a slash at its end. Raises UsageError that does not show it: it may hold a login."""
+    trimmed = url.strip().rstrip("/")
+    try:
+        parts = urlsplit(trimmed)
+        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or "?" in trimmed or "#" in trimmed or "@" in trimmed:
+        raise UsageError(f"{setting} must look like {example}: no login, no query")
+    return trimmed
+
+
+def whole_number(name: str, value: str | int, most: int) -> int:
+    """An option's value from 1 to `most`. Raises UsageError."""
+    text = str(value)
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise UsageError(f"{name} must be a whole number from 1 to {most}, not {shown(text)}")
+    return int(text)
 
 
 def header(response: HttpResponse, name: str) -> str | None:
