@@ -1,15 +1,20 @@
 """How the simulated Taobao platform fails: error forms, damaged bodies, and broken transport."""
 
+import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 from xml.etree import ElementTree
 
 import aiohttp
+import psutil
 import pytest
 
-from tests.integration.test_simulator_top import Client
 from tests.simulator.app import Simulator
 from tests.simulator.process import SimulatorProcess
+from tests.simulator.top.client import Client, signed
 
 
 @pytest.fixture
@@ -152,3 +157,19 @@ def test_the_command_serves_both_platforms_on_one_port() -> None:
         assert len(sim.truth("x")) == 3
         with pytest.raises(ValueError, match="unknown seller"):
             sim.top_truth("x")
+
+
+def test_a_seller_of_a_million_items_is_served_within_200_megabytes() -> None:
+    with SimulatorProcess(shops=0, top={"big": {"items": 1_000_000, "profile": "clustered"}}) as sim:
+        session = sim.top_sessions()["big"]
+        counts = []
+        for bounds in ({}, {"start_modified": "2022-01-01 00:00:00"}, {"end_modified": "2021-12-31 23:59:59"}):
+            data = urlencode(signed(session, time.time(), page_size=200, page_no=100, **bounds)).encode()
+            with urlopen(f"{sim.url}/router/rest", data) as answer:
+                body = json.loads(answer.read())
+            assert len(body["items"]) == 200
+            counts.append(body["total_results"])
+        assert counts[0] == counts[1] + counts[2] == 1_000_000
+        ids = sim.top_ids("big")
+        assert len(set(ids["throughout"])) == len(ids["ever"]) == 1_000_000
+        assert psutil.Process(sim.pid).memory_info().rss < 200_000_000

@@ -14,6 +14,8 @@ from typing import Any, cast
 import httptools
 import uvloop
 
+from tests.simulator.top.client import signed
+
 
 class _Client(asyncio.Protocol):
     """One keep-alive connection that asks again as soon as it has been answered."""
@@ -80,6 +82,20 @@ def _control(url: str, path: str) -> Any:
         return json.loads(answer.read())
 
 
+def _tmapi_targets(url: str, token: str) -> list[str]:
+    sizes = _control(url, "shops?sizes").items()
+    pages = [(urllib.parse.quote(shop), page) for shop, size in sizes for page in range(1, size // 20 + 1)]
+    query = f"apiToken={token}&page_size=20&sort=time_up"
+    return [f"/1688/shop/items?{query}&member_id={shop}&page={page}" for shop, page in pages]
+
+
+def _top_targets(url: str, nick: str) -> list[str]:
+    seller, now = _control(url, "top/shops")[nick], _control(url, "clock")["now"]
+    pages = range(1, min(seller["items"] // 200, 100) + 1)
+    calls = [signed(seller["session"], now, page_no=page, page_size=200) for page in pages]
+    return [f"/router/rest?{urllib.parse.urlencode(params)}" for params in calls]
+
+
 def main() -> None:
     """Measure once cold and once warm: the same full pages twice."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulator.load", description=__doc__)
@@ -87,11 +103,10 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=2500)
     parser.add_argument("--connections", type=int, default=50)
     parser.add_argument("--token", default="load")
+    parser.add_argument("--top", metavar="NICK", help="pages of 200 of that seller instead of TMAPI's")
     options = parser.parse_args()
-    sizes = _control(options.url, "shops?sizes").items()
-    pages = [(urllib.parse.quote(shop), page) for shop, size in sizes for page in range(1, size // 20 + 1)]
-    query = f"apiToken={options.token}&page_size=20&sort=time_up"
-    targets = [f"/1688/shop/items?{query}&member_id={shop}&page={page}" for shop, page in pages]
+    top = options.top is not None
+    targets = _top_targets(options.url, options.top) if top else _tmapi_targets(options.url, options.token)
     for name in ("cold", "warm"):
         before = _control(options.url, "calls")["cpu_s"]
         figures = uvloop.run(measure(options.url, targets[: options.calls], options.calls, options.connections))

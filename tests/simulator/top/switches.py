@@ -8,7 +8,8 @@ from tests.simulator.switches import Amount, Count, Share, check_faults
 from tests.simulator.top.errors import error_of
 
 GLOBAL_ONLY = frozenset(
-    {"app_key", "app_secret", "apps", "timestamps", "tolerance", "replay", "keepalive_requests", "keepalive_announce"}
+    {"app_key", "app_secret", "apps", "timestamps", "tolerance", "replay"}
+    | {"qps", "qps_ban", "keepalive_requests", "keepalive_announce", "request_id"}
 )
 
 
