@@ -56,14 +56,21 @@ class Model:
         self.holders: dict[str, Holder] = {}
         self.state: State | None = None
         self.reason = ""
+        self.bans: dict[str, tuple[float, str]] = {}
 
     def run(self, call: Call, now: float) -> Answer:
         """The answer the script should give at Redis time `now`."""
+        self.bans = {scope: ban for scope, ban in self.bans.items() if ban[0] > now}
+        for scope, left, why in call.bans:
+            if now + left > max(now, self.bans.get(scope, (0, ""))[0]):
+                self.bans[scope] = (round(now + left), why)
+        self.bans = {scope: ban for scope, ban in self.bans.items() if ban[0] > now}
         for page, value in call.unclaimed:
             if self.claims.get(page, (0, ""))[1].startswith(value):
                 del self.claims[page]
         duplicates = [index for index, wanted in enumerate(call.claims) if not self._claim(*wanted)]
-        return Answer(now, duplicates, [self._serve(call, call.lanes[0], call.waiting - len(duplicates), now)])
+        lane = self._serve(call, call.lanes[0], call.waiting - len(duplicates), now)
+        return Answer(now, duplicates, [lane], [(scope, end - now, why) for scope, (end, why) in self.bans.items()])
 
     def _claim(self, page: str, fence: int, value: str) -> bool:
         current = self.claims.get(page)
@@ -74,7 +81,7 @@ class Model:
 
     def _serve(self, call: Call, lane: LaneCall, general: int, now: float) -> LaneAnswer:
         self.reason = lane.park or self.reason
-        waiting = lane.probes + (0 if self.reason else general)
+        waiting = 0 if self.bans else lane.probes + (0 if self.reason else general)
         state = self._state(lane, now)
         others = [h for name, h in self.holders.items() if name != call.process and h.deadline > now]
         for throttle in lane.throttles:
@@ -249,6 +256,22 @@ class Machine(RuleBasedStateMachine):
         call.lanes[0].park = reason
         self._learn(self.processes[name], call, self._run(call))
 
+    @rule(
+        name=PROCESSES,
+        scope=st.sampled_from(["token", fleet.WHOLE_SOURCE]),
+        left=st.sampled_from([0, 40, 1500, 20_000]),
+        reason=st.sampled_from(["7: slow down", "7: enough for today"]),
+    )
+    def ban(self, name: str, scope: str, left: float, reason: str) -> None:
+        call = self._call(name, self.processes[name], 3)
+        call.bans = [(scope, left, reason)]
+        self._learn(self.processes[name], call, self._run(call))
+
+    @rule()
+    def lift_bans(self) -> None:
+        self.client.delete(fleet.bans_key("tmapi"))
+        self.model.bans = {}
+
     @rule()
     def unpark(self) -> None:
         self.client.delete(fleet.parked_key("tmapi"))
@@ -294,6 +317,7 @@ class Machine(RuleBasedStateMachine):
         expected = self.model.run(call, answer.now)
         assert_same(answer, expected)
         self._check_grant(call.lanes[0], answer.lanes[0])
+        assert not (answer.bans and answer.lanes[0].quota > call.lanes[0].in_use), "something was granted during a ban"
         return answer
 
     def _check_grant(self, said: LaneCall, got: LaneAnswer) -> None:
@@ -312,6 +336,8 @@ class Machine(RuleBasedStateMachine):
 def assert_same(answer: Answer, expected: Answer) -> None:
     """Compare two answers; times may differ by what their text form loses."""
     assert answer.duplicates == expected.duplicates
+    for ban, same in zip(sorted(answer.bans), sorted(expected.bans), strict=True):
+        assert ban == (same[0], pytest.approx(same[1], abs=1), same[2])
     (got,), (wanted,) = answer.lanes, expected.lanes
     assert msgspec.structs.astuple(got)[:7] == msgspec.structs.astuple(wanted)[:7]
     assert (got.delay, got.spacing) == pytest.approx((wanted.delay, wanted.spacing), abs=0.01)
