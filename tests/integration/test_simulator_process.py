@@ -67,7 +67,14 @@ def test_the_shops_file_names_the_shops_that_are_served() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
-    [(["--set", "gait=3"], "gait"), (["--p417", "2"], "faults"), (["--shop", "nameless"], "KEY=ITEMS")],
+    [
+        (["--set", "gait=3"], "gait"),
+        (["--set", "top_gait=3"], "gait"),
+        (["--p417", "2"], "faults"),
+        (["--shop", "nameless"], "KEY=ITEMS"),
+        (["--top", "nameless"], "NICK=ITEMS"),
+        (["--top", "a={}"], "items"),
+    ],
 )
 def test_options_that_make_no_sense_end_with_the_reason_and_code_2(arguments: list[str], complaint: str) -> None:
     ended = run(*arguments)

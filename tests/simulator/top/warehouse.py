@@ -111,6 +111,11 @@ class Warehouse:
                 chosen[row] = None
         return list(chosen)
 
+    def pick_gone(self, count: int, random: Random) -> list[int]:
+        """Return that many vanished rows at random, all of them if there are fewer."""
+        gone = sorted(self.goods.gone) if count else []
+        return random.sample(gone, min(count, len(gone)))
+
     def _enter(self, row: int) -> None:
         self._forget_windows()
         for order, index in self._places(row):

@@ -97,8 +97,7 @@ class World:
             warehouse.edit(row, now, reprice=change.reprice and random.random() < price_share)
         for row in _rows(warehouse, change.vanish, random):
             warehouse.vanish(row)
-        gone = sorted(warehouse.goods.gone)
-        for row in random.sample(gone, min(change.restore, len(gone))):
+        for row in warehouse.pick_gone(change.restore, random):
             warehouse.restore(row, now)
         for _ in range(change.appear):
             warehouse.appear(now)
