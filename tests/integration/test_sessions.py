@@ -21,7 +21,11 @@ from models.sessions import (
 from models.settings import load_settings
 from models.tables import crawl, page, session, shop, shop_crawl
 from models.vault import Vault, new_key
-from tests.ledger import START, after, engine_for, rows
+from tests.ledger import SETTINGS, START, after, engine_for, rows
+from tests.session_source import session_source
+
+__all__ = ["session_source"]
+pytestmark = pytest.mark.usefixtures("session_source")
 
 OLD, NEW = new_key(), new_key()
 
@@ -48,7 +52,7 @@ def wanted(*keys: str) -> list[ShopRequest]:
 async def crawled(engine: AsyncEngine, *keys: str) -> tuple[int, dict[str, int]]:
     """A new crawl of these shops and their ids."""
     async with engine.begin() as connection:
-        crawl_id = (await submit_crawl(connection, wanted(*keys), now=START)).crawl_id
+        crawl_id = (await submit_crawl(connection, wanted(*keys), now=START, settings=SETTINGS)).crawl_id
         ids = await shop_ids(connection, wanted(*keys), START)
     return crawl_id, {key: shop_id for (_, key), shop_id in ids.items()}
 
@@ -181,7 +185,7 @@ async def test_a_crawl_that_waited_for_sessions_runs_again_with_the_first_of_the
 async def test_one_session_lets_go_on_the_crawl_and_the_recrawl_of_its_shop(engine: AsyncEngine, safe: Vault) -> None:
     _, ids = await crawled(engine, "a")
     async with engine.begin() as connection:
-        await submit_recrawl(connection, wanted("a"), now=START)
+        await submit_recrawl(connection, wanted("a"), now=START, settings=SETTINGS)
     async with engine.begin() as connection:
         await hold(connection, ids["a"])
     assert await save(engine, safe, {ids["a"]: "new"}) == 2
