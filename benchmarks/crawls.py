@@ -14,6 +14,8 @@ from models.source import source_named
 from models.tables import crawl, item, page, shop_crawl
 from tests.simulator.process import SimulatorProcess
 
+SETTINGS = Settings(_env_file=None)  # type: ignore[call-arg]
+
 POLL = 0.05
 LONGEST = 900.0
 
@@ -43,7 +45,7 @@ async def crawl_all(database: str, simulator: SimulatorProcess) -> Crawled:
         await clock.synchronise(engine)
         started = time.perf_counter()
         async with engine.begin() as connection:
-            submission = await submit_crawl(connection, requests, now=clock.now())
+            submission = await submit_crawl(connection, requests, now=clock.now(), settings=SETTINGS)
         await _finished(engine, submission.crawl_id)
         seconds = time.perf_counter() - started
         async with engine.connect() as connection:

@@ -12,7 +12,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from models.bulk import insert_rows, query_rows
 from models.database import is_postgresql
 from models.messages import NORMAL_PRIORITY, URGENT_PRIORITY
-from models.tables import crawl, page, shop, shop_crawl
+from models.settings import Settings
+from models.source import source_named
+from models.tables import crawl, page, shop, shop_crawl, slice_
+from models.windows import first_slice
 
 
 class ShopRequest(msgspec.Struct, frozen=True):
@@ -40,7 +43,12 @@ def fingerprint(kind: str, shops: Sequence[ShopRequest]) -> str:
 
 
 async def submit_crawl(
-    connection: AsyncConnection, shops: Sequence[ShopRequest], *, now: datetime, priority: int = NORMAL_PRIORITY
+    connection: AsyncConnection,
+    shops: Sequence[ShopRequest],
+    *,
+    now: datetime,
+    settings: Settings,
+    priority: int = NORMAL_PRIORITY,
 ) -> Submission:
     """Start a crawl of these shops, or find the unfinished one that the same request started before."""
     mark = fingerprint("crawl", shops)
@@ -51,22 +59,36 @@ async def submit_crawl(
     if found is not None:
         return Submission(found, resumed=True, shops=len(shops))
     crawl_id = await _new_crawl(connection, "crawl", mark, priority, now)
-    taken = await _add_shops(connection, crawl_id, "crawl", shops, priority=priority, now=now)
+    taken = await _add_shops(connection, crawl_id, "crawl", shops, priority=priority, now=now, settings=settings)
     return Submission(crawl_id, resumed=False, shops=taken)
 
 
 async def submit_recrawl(
-    connection: AsyncConnection, shops: Sequence[ShopRequest], *, now: datetime, priority: int = URGENT_PRIORITY
+    connection: AsyncConnection,
+    shops: Sequence[ShopRequest],
+    *,
+    now: datetime,
+    settings: Settings,
+    priority: int = URGENT_PRIORITY,
 ) -> Submission:
     """Re-crawl these shops ahead of other work; shops whose re-crawl is pending already are left to that one."""
     shops = sorted(shops, key=lambda request: (request.source, request.key))  # one order for all: no deadlocks
     crawl_id = await _new_crawl(connection, "recrawl", fingerprint("recrawl", shops), priority, now)
-    taken = await _add_shops(connection, crawl_id, "recrawl", shops, priority=priority, now=now)
+    taken = await _add_shops(connection, crawl_id, "recrawl", shops, priority=priority, now=now, settings=settings)
     if taken == 0:
         await connection.execute(sa.delete(crawl).where(crawl.c.id == crawl_id))
         pending = await _pending_recrawl(connection, shops)
         return Submission(pending or 0, resumed=True, shops=0, pending=len(shops))
     return Submission(crawl_id, resumed=False, shops=taken, pending=len(shops) - taken)
+
+
+async def submit_plan(
+    connection: AsyncConnection, shops: Sequence[ShopRequest], *, now: datetime, settings: Settings
+) -> Submission:
+    """Count these shops' items: one call for each, ahead of other work; nothing more is fetched."""
+    crawl_id = await _new_crawl(connection, "plan", fingerprint("plan", shops), URGENT_PRIORITY, now)
+    taken = await _add_shops(connection, crawl_id, "plan", shops, priority=URGENT_PRIORITY, now=now, settings=settings)
+    return Submission(crawl_id, resumed=False, shops=taken)
 
 
 async def _new_crawl(connection: AsyncConnection, kind: str, mark: str, priority: int, now: datetime) -> int:
@@ -90,45 +112,58 @@ async def _add_shops(
     *,
     priority: int,
     now: datetime,
+    settings: Settings,
 ) -> int:
     """Insert shops, shop crawls and each one's first page; returns how many shop crawls were new."""
-    ids = await shop_ids(connection, shops, now)
+    known = await shop_rows(connection, shops, now)
+    rules = {source: source_named(source).windows(settings) for source in {request.source for request in shops}}
     rows = [
         {
             "crawl_id": crawl_id,
-            "shop_id": ids[request.source, request.key],
+            "shop_id": known[request.source, request.key].id,
             "kind": kind,
             "state": "open",
             "priority": priority,
             "options": request.options,
             "planned": 1,
+            "slices": int(rules[request.source] is not None),
+            "pages_made": int(rules[request.source] is not None),
             "created_at": now,
         }
         for request in shops
     ]
     added = await insert_rows(connection, shop_crawl, rows, conflict="ON CONFLICT DO NOTHING", returning="id, shop_id")
-    source_of = {shop_id: source for (source, _key), shop_id in ids.items()}
-    first_pages = [
-        new_page(row.id, source_of[row.shop_id], 1, priority, now) for row in sorted(added, key=lambda r: r.id)
-    ]
+    wanted = {known[request.source, request.key].id: request for request in shops}
+    first_pages, first_slices = [], []
+    for row in sorted(added, key=lambda r: r.id):
+        request = wanted[row.shop_id]
+        windows, part = rules[request.source], 0
+        if windows is not None:
+            watermark = known[request.source, request.key].watermark
+            first_slices.append({"shop_crawl_id": row.id, **first_slice(request.options, watermark, windows, now)})
+            part = 1
+        first_pages.append({**new_page(row.id, request.source, 1, priority, now), "slice": part})
+    await insert_rows(connection, slice_, first_slices)
     await insert_rows(connection, page, first_pages)
     return len(added)
 
 
-def new_page(shop_crawl_id: int, source: str, number: int, priority: int, now: datetime) -> dict[str, Any]:
-    """The row of a page that is due at once."""
+def new_page(
+    shop_crawl_id: int, source: str, number: int, priority: int, due: datetime, *, held: bool = False
+) -> dict[str, Any]:
+    """The row of a page, due at a time; `held`: not before its shop has a session."""
     return {
         "shop_crawl_id": shop_crawl_id,
         "source": source,
         "number": number,
         "priority": priority,
         "rank": number,
-        "state": "ready",
+        "state": "held" if held else "ready",
         "reviewed": True,
         "fence": 0,
         "tries": 0,
         "crashes": 0,
-        "due_at": now,
+        "due_at": due,
     }
 
 
@@ -136,12 +171,22 @@ async def shop_ids(
     connection: AsyncConnection, shops: Sequence[ShopRequest], now: datetime
 ) -> dict[tuple[str, str], int]:
     """The ids of these shops by (source, key); shops never seen before are added."""
+    return {key: row.id for key, row in (await shop_rows(connection, shops, now)).items()}
+
+
+async def shop_rows(
+    connection: AsyncConnection, shops: Sequence[ShopRequest], now: datetime
+) -> dict[tuple[str, str], sa.Row[Any]]:
+    """The `id` and `watermark` of these shops by (source, key); shops never seen before are added."""
     rows = [{"source": request.source, "key": request.key, "created_at": now} for request in shops]
     rows.sort(key=lambda row: (row["source"], row["key"]))
     await insert_rows(connection, shop, rows, conflict="ON CONFLICT (source, key) DO NOTHING")
-    sql = 'SELECT s.id, s.source, s."key" FROM {r} JOIN shop s ON s.source = r.source AND s."key" = r."key"'
-    found = await query_rows(connection, sql, [shop.c.source, shop.c.key], rows)
-    return {(row.source, row.key): row.id for row in found}
+    columns = [shop.c.id, shop.c.source, shop.c.key, shop.c.watermark]
+    sql = (
+        'SELECT s.id, s.source, s."key", s.watermark FROM {r} JOIN shop s ON s.source = r.source AND s."key" = r."key"'
+    )
+    found = await query_rows(connection, sql, [shop.c.source, shop.c.key], rows, returning=columns)
+    return {(row.source, row.key): row for row in found}
 
 
 async def _pending_recrawl(connection: AsyncConnection, shops: Sequence[ShopRequest]) -> int | None:
@@ -156,7 +201,7 @@ def _newest(column: sa.Column[Any]) -> sa.Subquery:
     """The shop crawl of each shop with the highest value in `column`; those without a value do not count."""
     order = sa.func.row_number().over(partition_by=shop_crawl.c.shop_id, order_by=column.desc())
     columns = (shop_crawl.c.shop_id, shop_crawl.c.verdict, shop_crawl.c.settled_at, shop_crawl.c.options)
-    inner = sa.select(*columns, order.label("nth")).where(column.is_not(None)).subquery()
+    inner = sa.select(*columns, order.label("nth")).where(column.is_not(None), shop_crawl.c.kind != "plan").subquery()
     return sa.select(inner).where(inner.c.nth == 1).subquery()
 
 

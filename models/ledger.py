@@ -41,7 +41,8 @@ class SeenPage(msgspec.Struct, frozen=True):
 class PageResult(msgspec.Struct, kw_only=True):
     """What became of one sending of a page.
 
-    `state` is `done`, `dead`, `refused` (the API refuses the whole shop) or `ready` (put back, due at `due_at`).
+    `state` is `done`, `dead`, `refused` (the API refuses the whole shop), `held` (it refuses the shop's session) or
+    `ready` (put back, due at `due_at`).
     """
 
     task: PageTask

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from models.addresses import warn_if_plain_http
 from models.crawls import ShopRequest, Submission, known_shops, submit_crawl, submit_recrawl
 from models.database import Clock
+from models.durations import parse_duration
 from models.errors import ShopcrawlError, UsageError
 from models.logs import configure_logging
 from models.messages import NORMAL_PRIORITY
@@ -23,7 +24,6 @@ from models.source import source_named
 from models.status import CrawlStatus, exit_code
 from models.vault import Vault
 from producer import commands, run, sessions
-from producer.durations import parse_duration
 from producer.shops import read_shops, shop_request
 
 INTERRUPTED = 130
@@ -80,7 +80,7 @@ def crawl(
     _require_access(settings, {request.source for request in file.shops})
 
     async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
-        submission = await submit_crawl(connection, file.shops, now=clock.now(), priority=priority)
+        submission = await submit_crawl(connection, file.shops, now=clock.now(), settings=settings, priority=priority)
         await sessions.keep_sessions(connection, vault, file.sessions, clock)
         return submission
 
@@ -115,7 +115,7 @@ def recrawl(
 
     async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
         requests = await _select(connection, clock, source, chosen, verdicts or None, age)
-        return await submit_recrawl(connection, requests, now=clock.now())
+        return await submit_recrawl(connection, requests, now=clock.now(), settings=settings)
 
     _crawl(settings, submit, follow=follow, json=json, quiet=quiet)
 

@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 
 from models.broker import redis_url
+from models.durations import parse_duration
 from models.errors import UsageError
 from models.logs import configure_logging
 from models.settings import Settings, load_settings
 from models.tables import page_body
 from producer import run
-from producer.durations import parse_duration
 from producer.local import PACKAGE_ROOT, celery_command, environment
 from producer.services import bring_up_to_date, make_folder, open_engine
 

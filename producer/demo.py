@@ -96,7 +96,7 @@ async def _crawl(settings: Settings, keys: Sequence[str], console: Console) -> C
     requests = [shop_request(key, "tmapi", {}, settings) for key in keys]
 
     async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
-        return await submit_crawl(connection, requests, now=clock.now())
+        return await submit_crawl(connection, requests, now=clock.now(), settings=settings)
 
     status = await run.crawl(settings, submit, console, follow=True, quiet=False)
     assert isinstance(status, CrawlStatus)  # noqa: S101 (we follow it)

@@ -1,7 +1,7 @@
 """Dispatch: due pages leave the ledger in fair order, a bounded number in flight."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -9,8 +9,9 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from models.bulk import query_rows
 from models.messages import PageTask
-from models.tables import page, shop, shop_crawl
+from models.tables import page, shop, shop_crawl, slice_
 
 SMALLEST_WINDOW = 100
 REMEMBERED_SHOPS = 50_000
@@ -42,6 +43,10 @@ class ShopFacts(msgspec.Struct, frozen=True):
     source: str
     shop: str
     options: dict[str, Any]
+
+
+Window = tuple[int, int]
+"""(shop crawl, number of its slice)"""
 
 
 class Dispatcher:
@@ -77,7 +82,8 @@ class Dispatcher:
             for source, share in fair_shares(left, hungry, self._turn).items():
                 rows = await self._mark_sent(connection, source, share, now)
                 await self._learn_shops(connection, {row.shop_crawl_id for row in rows})
-                tasks += [self._task(row, credential) for row in rows]
+                windows = await _windows(connection, {(row.shop_crawl_id, row.slice) for row in rows if row.slice})
+                tasks += [self._task(row, credential, windows) for row in rows]
                 left -= len(rows)
                 if len(rows) < share:
                     hungry.remove(source)
@@ -101,16 +107,29 @@ class Dispatcher:
             sa.update(page)
             .where(page.c.id.in_(sa.select(due.c.id)))
             .values(state="sent", fence=page.c.fence + 1, sent_at=now)
-            .returning(page.c.id, page.c.fence, page.c.number, page.c.shop_crawl_id, page.c.priority, page.c.tries)
+            .returning(
+                page.c.id,
+                page.c.fence,
+                page.c.slice,
+                page.c.number,
+                page.c.page_no,
+                page.c.shop_crawl_id,
+                page.c.priority,
+                page.c.tries,
+            )
         )
         return (await connection.execute(update)).all()
 
-    def _task(self, row: sa.Row[Any], credential: str | None) -> PageTask:
+    def _task(self, row: sa.Row[Any], credential: str | None, windows: Mapping[Window, dict[str, Any]]) -> PageTask:
         facts = self._shops[row.shop_crawl_id]
+        number = row.number if row.page_no is None else row.page_no
+        options = facts.options
+        if row.slice:
+            options = from_this_end(options, number) | windows[row.shop_crawl_id, row.slice]
         return PageTask(
             source=facts.source,
             shop=facts.shop,
-            page=row.number,
+            page=abs(number),
             page_id=row.id,
             fence=row.fence,
             shop_id=facts.shop_id,
@@ -119,7 +138,7 @@ class Dispatcher:
             priority=row.priority,
             tries=row.tries,
             credential=credential,
-            options=facts.options,
+            options=options,
         )
 
     async def _learn_shops(self, connection: AsyncConnection, ids: set[int]) -> None:
@@ -144,6 +163,29 @@ class Dispatcher:
                 self._shops.move_to_end(oldest)
             else:
                 del self._shops[oldest]
+
+
+async def _windows(connection: AsyncConnection, wanted: Collection[Window]) -> dict[Window, dict[str, Any]]:
+    """What a call says about its window of time: see `Source.request`."""
+    sql = "SELECT s.shop_crawl_id, s.number, s.start_at, s.end_at, s.cid FROM {r} JOIN slice s"
+    sql += " ON s.shop_crawl_id = r.shop_crawl_id AND s.number = r.number"
+    t = slice_.c
+    rows = [{"shop_crawl_id": key, "number": number} for key, number in sorted(wanted)]
+    columns = [t.shop_crawl_id, t.number, t.start_at, t.end_at, t.cid]
+    windows = {}
+    for row in await query_rows(connection, sql, columns[:2], rows, returning=columns):
+        given = {"start_modified": row.start_at, "end_modified": row.end_at, "cid": row.cid}
+        texts = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
+        windows[row.shop_crawl_id, row.number] = {name: text for name, text in texts.items() if text is not None}
+    return windows
+
+
+def from_this_end(options: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The options of a page; a negative one counts from the other end, so that the order is turned round."""
+    column, _, direction = str(options.get("order_by", "")).partition(":")
+    if number > 0 or not direction:
+        return dict(options)
+    return {**options, "order_by": f"{column}:{'asc' if direction == 'desc' else 'desc'}"}
 
 
 async def oldest_due(connection: AsyncConnection, sources: Sequence[str], now: datetime) -> float:

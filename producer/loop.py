@@ -24,7 +24,7 @@ from producer.dispatch import Dispatcher, oldest_due, window
 from producer.enqueue import send
 from producer.pauses import Pause, pause
 from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
-from producer.settle import LARGEST_REVIEW, review
+from producer.review import LARGEST_REVIEW, review
 
 BUSY_PAUSE = 0.1
 IDLE_PAUSE = 0.5
@@ -82,7 +82,7 @@ class Producer:
     async def _work(self) -> float:
         """Review and dispatch once; returns the pause until the next time."""
         async with self._engine.begin() as connection:
-            reviewed = await review(connection, now=self._clock.now())
+            reviewed = await review(connection, now=self._clock.now(), settings=self._settings)
         metrics.reviewed.inc(reviewed.pages)
         if reviewed.unhappy or reviewed.finished:
             async with reader(self._engine).connect() as connection:

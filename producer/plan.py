@@ -27,6 +27,9 @@ class PageFact:
     reason: str | None = None
     new_items: int = 0
     changed_items: int = 0
+    page_id: int = 0
+    slice: int = 0
+    outcome: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,8 @@ class Progress:
     new_items: int = 0
     changed_items: int = 0
     refusal: str | None = None
+    slices: int = 0
+    pages_made: int = 0
 
     @property
     def open_pages(self) -> int:
@@ -79,22 +84,24 @@ class Review:
 def absorb(progress: Progress, facts: Sequence[PageFact], known: Mapping[int, PageFact]) -> Progress:
     """Add finished pages to a shop's progress. `known` holds these pages, page 1 and each one's neighbours."""
     for fact in sorted(facts, key=lambda fact: fact.number):
-        progress = _absorb_done(progress, fact, known) if fact.state == "done" else _absorb_lost(progress, fact)
+        progress = tally(progress, fact)
+        if fact.state == "done":
+            progress = _with_totals(progress, fact)
+            progress = _with_end(progress, fact, known)
     return progress
 
 
-def _absorb_lost(progress: Progress, fact: PageFact) -> Progress:
-    refusal = (fact.reason or "refused") if fact.state == "refused" else None
+def tally(progress: Progress, fact: PageFact) -> Progress:
+    """Count one finished page."""
+    if fact.state != "done":
+        refusal = (fact.reason or "refused") if fact.state == "refused" else None
+        return replace(
+            progress,
+            pages_dead=progress.pages_dead + 1,
+            last_dead=max(progress.last_dead, fact.number),
+            refusal=progress.refusal or refusal,
+        )
     return replace(
-        progress,
-        pages_dead=progress.pages_dead + 1,
-        last_dead=max(progress.last_dead, fact.number),
-        refusal=progress.refusal or refusal,
-    )
-
-
-def _absorb_done(progress: Progress, fact: PageFact, known: Mapping[int, PageFact]) -> Progress:
-    progress = replace(
         progress,
         pages_done=progress.pages_done + 1,
         rows=progress.rows + fact.rows,
@@ -102,12 +109,15 @@ def _absorb_done(progress: Progress, fact: PageFact, known: Mapping[int, PageFac
         changed_items=progress.changed_items + fact.changed_items,
         last_done=max(progress.last_done, fact.number),
     )
+
+
+def _with_totals(progress: Progress, fact: PageFact) -> Progress:
     if fact.total is not None:
         first = fact.total if progress.total_first is None else progress.total_first
         progress = replace(progress, total_first=first, total_last=fact.total)
     if fact.number == 1:
         progress = replace(progress, page_size=full_page(fact, progress.asked_size))
-    return _with_end(progress, fact, known)
+    return progress
 
 
 def full_page(first: PageFact, asked: int) -> int | None:
@@ -183,9 +193,9 @@ def _next_target(progress: Progress) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`complete`, `drifted`, `partial` or `failed`, and why in one line."""
+    """`complete`, `drifted`, `partial` or `failed` (None: it was only counted), and why in one line."""
 
-    verdict: str
+    verdict: str | None
     reason: str
 
 

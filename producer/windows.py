@@ -12,10 +12,11 @@ from datetime import datetime, timedelta
 from math import ceil
 
 from models.source import WindowRules
+from models.windows import ROOT
 from producer.plan import TOLERANCE, Progress, Verdict
 
 SECOND = timedelta(seconds=1)
-ROOT, PART, CHECK = "root", "part", "check"
+PART, CHECK = "part", "check"
 COUNTING, PAGING, ENDED, SPLIT, DONE, SHORT = "counting", "paging", "ended", "split", "done", "short"
 # Pages that both ends share: rows of one second may come in the same order from either end.
 SHARED = 5

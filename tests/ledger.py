@@ -12,13 +12,14 @@ from models.crawls import ShopRequest, submit_crawl
 from models.database import create_engine
 from models.ledger import Calls, PageResult, store_results, with_page
 from models.messages import PageTask
-from models.settings import async_url
+from models.settings import Settings, async_url
 from models.source import FetchedPage, Item
 from producer.dispatch import Dispatcher
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 OPTIONS: dict[str, Any] = {"page_size": 20, "max_pages": 100}
 SOURCE = "tmapi"
+SETTINGS = Settings(_env_file=None)  # type: ignore[call-arg]
 
 
 @asynccontextmanager
@@ -44,7 +45,9 @@ def requests(*keys: str, **options: Any) -> list[ShopRequest]:
 async def submit(engine: AsyncEngine, *keys: str, priority: int = 5, **options: Any) -> int:
     """Start a crawl of these shops; returns its id."""
     async with engine.begin() as connection:
-        return (await submit_crawl(connection, requests(*keys, **options), now=START, priority=priority)).crawl_id
+        return (
+            await submit_crawl(connection, requests(*keys, **options), now=START, priority=priority, settings=SETTINGS)
+        ).crawl_id
 
 
 async def dispatch(engine: AsyncEngine, room: int = 1000, now: datetime = START) -> list[PageTask]:

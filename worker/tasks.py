@@ -92,7 +92,7 @@ async def _submit_recrawl(shops: list[str], source: str) -> Submission:
         missing = sorted(set(shops) - {request.key for request in known})
         if missing:
             raise UsageError(f"never crawled before: {', '.join(missing[:5])}")
-        return await submit_recrawl(connection, known, now=now)
+        return await submit_recrawl(connection, known, now=now, settings=settings)
 
 
 @on_loop_start

@@ -30,8 +30,21 @@ from models.settings import async_url
 from models.tables import call, crawl, item, page, shop, shop_crawl
 from producer.dispatch import Dispatcher
 from producer.reconcile import overdue, send_again
-from producer.settle import review
-from tests.ledger import SOURCE, after, dispatch, done, ended, engine_for, items, requests, rows, store, submit
+from producer.review import review
+from tests.ledger import (
+    SETTINGS,
+    SOURCE,
+    after,
+    dispatch,
+    done,
+    ended,
+    engine_for,
+    items,
+    requests,
+    rows,
+    store,
+    submit,
+)
 
 ROWS = {"empty": 0, "small": 7, "full": 40, "large": 95}
 CLAIMED = ROWS | {"full": 100}  # three pages too many: they are planned, and cancelled or called in vain
@@ -85,11 +98,11 @@ class Fleet(RuleBasedStateMachine):
 
     @rule(keys=SHOPS)
     def submit(self, keys: set[str]) -> None:
-        self.transaction(lambda c: submit_crawl(c, requests(*sorted(keys)), now=self.now))
+        self.transaction(lambda c: submit_crawl(c, requests(*sorted(keys)), now=self.now, settings=SETTINGS))
 
     @rule(keys=SHOPS)
     def recrawl(self, keys: set[str]) -> None:
-        self.transaction(lambda c: submit_recrawl(c, requests(*sorted(keys)), now=self.now))
+        self.transaction(lambda c: submit_recrawl(c, requests(*sorted(keys)), now=self.now, settings=SETTINGS))
 
     @rule(room=st.integers(1, 20))
     def dispatch(self, room: int) -> None:
@@ -158,7 +171,7 @@ class Fleet(RuleBasedStateMachine):
 
     @rule()
     def review(self) -> None:
-        self.transaction(lambda c: review(c, now=self.now))
+        self.transaction(lambda c: review(c, now=self.now, settings=SETTINGS))
 
     @rule(room=st.integers(1, 20))
     def producer_takes_a_turn(self, room: int) -> None:
@@ -217,7 +230,7 @@ class Fleet(RuleBasedStateMachine):
             if self.held:
                 self.store(*(self.result(task, "done") for task in self.held))
                 self.held = []
-            reviewed = self.transaction(lambda c: review(c, now=self.now))
+            reviewed = self.transaction(lambda c: review(c, now=self.now, settings=SETTINGS))
             if not reviewed.pages and not any(row.state in {"ready", "sent"} for row in self.rows(page)):
                 return
         raise AssertionError("the work does not end")
@@ -274,15 +287,15 @@ async def test_two_producers_that_settle_the_last_two_shops_at_once_finish_the_c
     engine = create_engine(async_url(postgres_url))
     try:
         async with engine.begin() as connection:
-            await submit_crawl(connection, requests("empty", "small"), now=after(0))
+            await submit_crawl(connection, requests("empty", "small"), now=after(0), settings=SETTINGS)
             tasks = await Dispatcher().take_due(connection, sources=[SOURCE], room=9, now=after(0))
         async with engine.connect() as one, engine.connect() as other:
             for connection, task in ((one, tasks[0]), (other, tasks[1])):
                 async with engine.begin() as worker:
                     await store_results(worker, [done(task, total=0)])
                 if connection is one:
-                    assert (await review(one, now=after(5))).pages == 1
-            second = asyncio.create_task(review(other, now=after(5)))
+                    assert (await review(one, now=after(5), settings=SETTINGS)).pages == 1
+            second = asyncio.create_task(review(other, now=after(5), settings=SETTINGS))
             await _until_blocked(engine)
             await one.commit()
             assert (await asyncio.wait_for(second, 30)).pages == 1
@@ -306,13 +319,13 @@ async def test_producers_side_by_side_review_each_page_once(postgres_url: str, p
     try:
         async with engine.begin() as connection:
             keys = [f"shop-{number}" for number in range(60)]
-            await submit_crawl(connection, requests(*keys), now=after(0))
+            await submit_crawl(connection, requests(*keys), now=after(0), settings=SETTINGS)
             tasks = await Dispatcher().take_due(connection, sources=[SOURCE], room=99, now=after(0))
             await store_results(connection, [done(task, items(task.shop), total=1) for task in tasks])
 
         async def producer() -> int:
             async with engine.begin() as connection:
-                return (await review(connection, now=after(5))).pages
+                return (await review(connection, now=after(5), settings=SETTINGS)).pages
 
         assert sum(await asyncio.gather(*(producer() for _ in range(producers)))) == 60
         async with engine.connect() as connection:
@@ -330,15 +343,15 @@ async def test_behind_the_end_only_pages_that_were_not_sent_are_cancelled(sqlite
         await submit(engine, "shop")
         await store(engine, done((await dispatch(engine))[0], items(*range(20)), total=120))
         async with engine.begin() as connection:
-            assert (await review(connection, now=after(2))).pages == 1
+            assert (await review(connection, now=after(2), settings=SETTINGS)).pages == 1
         second, third, fourth = await dispatch(engine, room=3, now=after(3))
         await store(engine, done(third, total=120))
         async with engine.begin() as connection:
-            assert (await review(connection, now=after(4))).pages == 1
+            assert (await review(connection, now=after(4), settings=SETTINGS)).pages == 1
         assert [row.state for row in await rows(engine, page)] == ["done", "sent", "done", "sent", *["cancelled"] * 2]
         assert await store(engine, done(fourth, total=120), done(second, items(20), total=120)) == [True, True]
         async with engine.begin() as connection:
-            assert (await review(connection, now=after(5))).pages == 2
+            assert (await review(connection, now=after(5), settings=SETTINGS)).pages == 2
         (settled,) = await rows(engine, shop_crawl)
         assert (settled.verdict, settled.last_page, settled.distinct_items) == ("partial", 2, 21)
         assert (settled.pages_done, settled.pages_cancelled, settled.planned) == (4, 2, 6)

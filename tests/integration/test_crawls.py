@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from models.crawls import Submission, fingerprint, known_shops, submit_crawl, submit_recrawl, unfinished_crawls
 from models.messages import NORMAL_PRIORITY, URGENT_PRIORITY
 from models.tables import crawl, page, shop, shop_crawl
-from tests.ledger import OPTIONS, SOURCE, START, after, engine_for, requests, rows, submit
+from tests.ledger import OPTIONS, SETTINGS, SOURCE, START, after, engine_for, requests, rows, submit
 
 NASTY = ["O'Neill", '"quoted"', "店铺 🏪", "a\\b", "new\nline", "%s :rows {r}", "x" * 10_000, " "]
 
@@ -25,7 +25,7 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 
 async def recrawl(engine: AsyncEngine, *keys: str, **options: Any) -> Submission:
     async with engine.begin() as connection:
-        return await submit_recrawl(connection, requests(*keys, **options), now=START)
+        return await submit_recrawl(connection, requests(*keys, **options), now=START, settings=SETTINGS)
 
 
 async def settle(engine: AsyncEngine, crawl_id: int, verdict: str, at: float) -> None:
@@ -61,7 +61,7 @@ async def test_a_crawl_begins_with_page_1_of_each_shop_in_the_order_asked_for(en
 async def test_the_same_command_finds_its_crawl_until_that_has_finished(engine: AsyncEngine) -> None:
     first = await submit(engine, "a", "b")
     async with engine.begin() as connection:
-        again = await submit_crawl(connection, requests("b", "a"), now=after(5))
+        again = await submit_crawl(connection, requests("b", "a"), now=after(5), settings=SETTINGS)
     assert again == Submission(first, resumed=True, shops=2)
     assert len(await rows(engine, page)) == 2
     await settle(engine, first, "complete", 10)
@@ -96,9 +96,9 @@ async def test_a_shop_named_twice_is_crawled_once(engine: AsyncEngine) -> None:
 
 async def test_shops_of_two_sources_may_share_their_key(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
-        mixed = [*requests("a"), type(requests("a")[0])("other", "a", OPTIONS)]
-        assert (await submit_crawl(connection, mixed, now=START)).shops == 2
-    assert [row.source for row in await rows(engine, page)] == [SOURCE, "other"]
+        mixed = [*requests("a"), type(requests("a")[0])("top", "a", OPTIONS)]
+        assert (await submit_crawl(connection, mixed, now=START, settings=SETTINGS)).shops == 2
+    assert [row.source for row in await rows(engine, page)] == [SOURCE, "top"]
 
 
 async def test_a_recrawl_asked_for_twice_is_one_recrawl(engine: AsyncEngine) -> None:
@@ -157,14 +157,14 @@ async def test_known_shops_fit_every_filter_given(engine: AsyncEngine) -> None:
     assert await known(engine, keys=["new", "nobody"]) == ["new"]
     assert await known(engine, keys=[]) == []
     assert await known(engine, source=SOURCE, keys=["old"]) == ["old"]
-    assert await known(engine, source="other") == []
+    assert await known(engine, source="top") == []
 
 
 async def test_ten_thousand_shops_are_taken_in_by_one_transaction(engine: AsyncEngine) -> None:
     keys = [f"b2b-{number:06}" for number in range(10_000)]
     async with engine.begin() as connection:
-        submission = await submit_crawl(connection, requests(*keys), now=START)
-        again = await submit_crawl(connection, requests(*keys), now=START)
+        submission = await submit_crawl(connection, requests(*keys), now=START, settings=SETTINGS)
+        again = await submit_crawl(connection, requests(*keys), now=START, settings=SETTINGS)
         count = await connection.scalar(sa.select(sa.func.count()).select_from(page))
     assert submission.shops == count == 10_000
     assert again == Submission(submission.crawl_id, resumed=True, shops=10_000)

@@ -17,8 +17,22 @@ from models.tables import page, shop_crawl
 from producer import dispatch as dispatching
 from producer.dispatch import Dispatcher, fair_shares, oldest_due, window
 from producer.reconcile import overdue
-from producer.settle import review
-from tests.ledger import OPTIONS, SOURCE, START, after, dispatch, done, ended, engine_for, requests, rows, store, submit
+from producer.review import review
+from tests.ledger import (
+    OPTIONS,
+    SETTINGS,
+    SOURCE,
+    START,
+    after,
+    dispatch,
+    done,
+    ended,
+    engine_for,
+    requests,
+    rows,
+    store,
+    submit,
+)
 
 
 @pytest.fixture
@@ -71,7 +85,7 @@ async def test_urgent_pages_overtake_all_others(engine: AsyncEngine) -> None:
     await submit(engine, "a", "b")
     await plan(engine, 4)
     async with engine.begin() as connection:
-        await submit_recrawl(connection, requests("late"), now=START)
+        await submit_recrawl(connection, requests("late"), now=START, settings=SETTINGS)
     await submit(engine, "lazy", priority=9)
     assert [task.shop for task in await dispatch(engine, room=1)] == ["late"]
     assert [task.shop for task in await dispatch(engine)] == ["a", "b"] * 4 + ["lazy"]
@@ -113,21 +127,21 @@ async def test_sources_share_the_room_and_none_of_it_is_wasted(
     engine: AsyncEngine, first: int, second: int, taken: tuple[int, int]
 ) -> None:
     wanted = [ShopRequest(SOURCE, str(number), OPTIONS) for number in range(first)]
-    wanted += [ShopRequest("other", str(number), OPTIONS) for number in range(second)]
+    wanted += [ShopRequest("top", str(number), OPTIONS) for number in range(second)]
     async with engine.begin() as connection:
-        await submit_crawl(connection, wanted, now=START)
-        tasks = await Dispatcher().take_due(connection, sources=[SOURCE, "other", "idle"], room=8, now=START)
+        await submit_crawl(connection, wanted, now=START, settings=SETTINGS)
+        tasks = await Dispatcher().take_due(connection, sources=[SOURCE, "top", "idle"], room=8, now=START)
     counted = Counter(task.source for task in tasks)
-    assert (counted[SOURCE], counted["other"]) == taken
+    assert (counted[SOURCE], counted["top"]) == taken
 
 
 async def test_sources_take_turns_when_there_is_room_for_one_page(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
-        wanted = [ShopRequest(source, str(number), OPTIONS) for source in (SOURCE, "other") for number in range(4)]
-        await submit_crawl(connection, wanted, now=START)
+        wanted = [ShopRequest(source, str(number), OPTIONS) for source in (SOURCE, "top") for number in range(4)]
+        await submit_crawl(connection, wanted, now=START, settings=SETTINGS)
         dispatcher = Dispatcher()
-        taken = [await dispatcher.take_due(connection, sources=[SOURCE, "other"], room=1, now=START) for _ in range(4)]
-    assert Counter(task.source for tasks in taken for task in tasks) == {SOURCE: 2, "other": 2}
+        taken = [await dispatcher.take_due(connection, sources=[SOURCE, "top"], room=1, now=START) for _ in range(4)]
+    assert Counter(task.source for tasks in taken for task in tasks) == {SOURCE: 2, "top": 2}
 
 
 @given(room=st.integers(0, 5_000), count=st.integers(1, 9), turn=st.integers(0, 99))
@@ -193,7 +207,7 @@ async def test_the_hot_queries_use_the_indexes_made_for_them(sqlite_url: str) ->
             await Dispatcher().take_due(connection, sources=[SOURCE], room=9, now=START)
             await Dispatcher().sent(connection)
             await oldest_due(connection, [SOURCE], START)
-            await review(connection, now=START)
+            await review(connection, now=START, settings=SETTINGS)
             await overdue(connection, START)
             sa.event.remove(engine.sync_engine, "before_cursor_execute", note)
             for text, parameters in statements[1:]:

@@ -6,13 +6,13 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from producer.news import tell
-from producer.settle import review
-from tests.ledger import after, dispatch, done, ended, engine_for, items, store, submit
+from producer.review import review
+from tests.ledger import SETTINGS, after, dispatch, done, ended, engine_for, items, store, submit
 
 
 async def review_and_tell(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
-        reviewed = await review(connection, now=after(5))
+        reviewed = await review(connection, now=after(5), settings=SETTINGS)
     async with engine.connect() as connection:
         await tell(connection, reviewed, now=after(6))
 

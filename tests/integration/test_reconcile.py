@@ -14,8 +14,8 @@ from models.tables import crawl, item, page, shop_crawl
 from producer import reconcile
 from producer.enqueue import send
 from producer.reconcile import Sending, alive, delivered, overdue, send_again, sendings
-from producer.settle import review
-from tests.ledger import after, dispatch, done, engine_for, items, rows, store, submit
+from producer.review import review
+from tests.ledger import SETTINGS, after, dispatch, done, engine_for, items, rows, store, submit
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ async def test_a_page_that_workers_die_with_again_and_again_is_dead_and_its_shop
     (row,) = await rows(engine, page)
     assert (row.state, row.crashes, row.reviewed, row.finished_at) == ("dead", 3, False, after(10))
     async with engine.begin() as connection:
-        assert (await review(connection, now=after(101))).pages == 1
+        assert (await review(connection, now=after(101), settings=SETTINGS)).pages == 1
     (settled,) = await rows(engine, shop_crawl)
     assert (settled.verdict, settled.reason) == ("failed", "no page could be had; page 1: workers died with it")
     assert (await rows(engine, crawl))[0].state == "finished"

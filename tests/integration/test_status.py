@@ -34,7 +34,8 @@ from models.status import (
 from models.tables import page, shop_crawl
 from producer.console import watch
 from producer.dispatch import Dispatcher
-from producer.settle import review
+from producer.review import review
+from tests.ledger import SETTINGS
 from tests.servers import free_port
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -61,7 +62,11 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 async def start(engine: AsyncEngine, keys: Sequence[str] = tuple(SIZES), *, now: datetime = NOW) -> int:
     async with engine.begin() as connection:
-        return (await submit_crawl(connection, [ShopRequest("tmapi", key, OPTIONS) for key in keys], now=now)).crawl_id
+        return (
+            await submit_crawl(
+                connection, [ShopRequest("tmapi", key, OPTIONS) for key in keys], now=now, settings=SETTINGS
+            )
+        ).crawl_id
 
 
 def answer(task: PageTask) -> PageResult:
@@ -91,7 +96,7 @@ async def store(engine: AsyncEngine, tasks: Sequence[PageTask]) -> None:
 
 async def review_all(engine: AsyncEngine) -> None:
     async with engine.begin() as connection:
-        await review(connection, now=NOW + timedelta(seconds=30))
+        await review(connection, now=NOW + timedelta(seconds=30), settings=SETTINGS)
 
 
 async def finish(engine: AsyncEngine) -> None:

@@ -25,7 +25,7 @@ from models.settings import load_settings
 from models.source import Credential, HttpRequest, HttpResponse
 from models.tables import call, item, page, page_body, session
 from models.vault import Vault, new_key
-from tests.ledger import SETTINGS, START, after, engine_for, rows
+from tests.ledger import START, after, engine_for, rows
 from tests.session_source import session_source
 from worker import sessions as worker_sessions
 from worker.client import Client

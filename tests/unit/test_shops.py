@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.durations import parse_duration
 from models.errors import UsageError
 from models.settings import load_settings
-from producer.durations import parse_duration
 from producer.shops import read_sessions, read_shops
 from tests.session_source import session_source
 

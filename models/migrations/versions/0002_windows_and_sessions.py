@@ -27,12 +27,8 @@ def upgrade() -> None:
             "watermark", UtcDateTime(), comment="changes up to then are in the store: the end of its last whole crawl"
         ),
     )
-    op.add_column(
-        "shop_crawl",
-        sa.Column(
-            "slices", sa.Integer(), nullable=False, server_default="0", comment="parts of the listing made so far"
-        ),
-    )
+    for name, comment in (("slices", "windows of time opened so far"), ("pages_made", "pages made so far in windows")):
+        op.add_column("shop_crawl", sa.Column(name, sa.Integer(), nullable=False, server_default="0", comment=comment))
     op.add_column(
         "page",
         sa.Column("page_no", sa.Integer(), comment="page to ask for, if not `number`; negative: from the other end"),
@@ -95,5 +91,6 @@ def downgrade() -> None:
     for table in ("session", "learned", "slice"):
         op.drop_table(table)
     op.drop_column("page", "page_no")
+    op.drop_column("shop_crawl", "pages_made")
     op.drop_column("shop_crawl", "slices")
     op.drop_column("shop", "watermark")
