@@ -337,7 +337,8 @@ def assert_same(answer: Answer, expected: Answer) -> None:
     """Compare two answers; times may differ by what their text form loses."""
     assert answer.duplicates == expected.duplicates
     for ban, same in zip(sorted(answer.bans), sorted(expected.bans), strict=True):
-        assert ban == (same[0], pytest.approx(same[1], abs=1), same[2])
+        assert ban[::2] == same[::2]
+        assert ban[1] == pytest.approx(same[1], abs=1)
     (got,), (wanted,) = answer.lanes, expected.lanes
     assert msgspec.structs.astuple(got)[:7] == msgspec.structs.astuple(wanted)[:7]
     assert (got.delay, got.spacing) == pytest.approx((wanted.delay, wanted.spacing), abs=0.01)
