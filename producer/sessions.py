@@ -85,9 +85,9 @@ def forget(shop: str, source: Source = DEFAULT_SOURCE) -> None:
 def rotate() -> None:
     """Seal every session anew: with the newest key of SHOPCRAWL_SECRET_KEY, or else with a new key in the key file."""
     resealed, unreadable = run.run_until_signalled(_rotate(load_settings()))
-    sys.stdout.write(f"{resealed} sessions sealed with the newest key\n")
+    sys.stdout.write(f"sealed with the newest key: {resealed}\n")
     if unreadable:
-        raise UnavailableError(f"{unreadable} sessions are {WRONG_KEY}: add that key, or set these sessions anew")
+        raise UnavailableError(f"sessions left out: {unreadable}, {WRONG_KEY}: add that key, or set them anew")
 
 
 @app.command("key")
@@ -109,13 +109,8 @@ def _read_session(shop: str) -> str:
 
 def _store(settings: Settings, sessions: SessionsOf) -> None:
     count, continued = run.run_until_signalled(_save(settings, sessions))
-    line = f"{count} session{'s' if count != 1 else ''} stored"
-    if continued:
-        line += (
-            f"; {continued} shop crawl{'s' if continued != 1 else ''} that waited go{'es' if continued == 1 else ''} on"
-        )
-        line += ": run `shopcrawl resume`" if settings.redis_url is None else ""
-    sys.stdout.write(f"{line}\n")
+    hint = ": run `shopcrawl resume`" if continued and settings.redis_url is None else ""
+    sys.stdout.write(f"sessions stored: {count}; held shop crawls that go on: {continued}{hint}\n")
 
 
 async def _save(settings: Settings, sessions: SessionsOf) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from models.errors import (
     FetchError,
     PageRefusedError,
     ShopRefusedError,
+    ShopUnauthorisedError,
     SourceStoppedError,
     ThrottledError,
     TransientError,
@@ -21,6 +22,7 @@ from worker.retry import (
     Dead,
     Decision,
     FailShop,
+    Hold,
     ParkCredential,
     PutBack,
     StopSource,
@@ -62,6 +64,7 @@ TABLE: list[tuple[str, FetchError, int, int, float, Decision]] = [
     ("no money", CredentialParkedError("439", "balance"), 9, 9, 0.5, ParkCredential("439: balance")),
     ("wrong address", SourceStoppedError("404", "no Route"), 9, 9, 0.5, StopSource("404: no Route")),
     ("bad shop", ShopRefusedError("422", "bad member"), 1, 0, 0.5, FailShop("422: bad member")),
+    ("no session", ShopUnauthorisedError("27", "expired"), 9, 9, 0.5, Hold("27: expired")),
     ("bad page", PageRefusedError("41", "page"), 1, 0, 0.5, Dead("41: page")),
     ("an unnamed failure is a fault", FetchError("x", "y"), 1, 0, 1.0, WaitHere(0.5)),
 ]
