@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 JOBS ?= 2
 TESTS ?= tests
+FUZZ ?= 60
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+FUZZER := $(VENV)/.fuzzer
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	--custom-compile-command 'make lock'
 # The image's Redis is a service of its own; the wheel that brings one along exists for few platforms.
@@ -12,7 +14,7 @@ IMAGE := $(COMPILE) -c requirements/dev.txt --no-annotate --no-emit-package redi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint format bench lock upgrade clean
+.PHONY: help setup demo test fuzz lint format bench lock upgrade clean
 
 help:  ## Show what can be made
 	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +38,16 @@ demo: setup  ## Crawl 1,000 simulated shops with faults, and check the result
 test: setup  ## Run the whole suite, or TESTS=path
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
 
+fuzz: $(FUZZER)  ## Search FUZZ=60 seconds for an answer that the decoder cannot handle
+	@$(BIN)/python -m tests.fuzz $(FUZZ)
+
+# Not among the other dependencies: its wheels are for few platforms, and building it takes a compiler of its own.
+$(FUZZER): requirements/fuzz.txt $(STAMP)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --only-binary :all: --require-hashes \
+		-r requirements/fuzz.txt || { \
+		echo "make fuzz needs a platform that Atheris has a wheel for: CPython on Linux, x86-64" >&2; exit 1; }
+	@touch $@
+
 lint: setup  ## Check style, types and layers
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -55,6 +67,8 @@ lock:  ## Write requirements/ anew from pyproject.toml, keeping versions that st
 	@$(IMAGE) --extra demo pyproject.toml -o requirements/demo.txt
 	@$(IMAGE) pyproject.toml -o requirements/run.txt
 	@printf 'hatchling\n' | $(IMAGE) - -o requirements/build.txt
+	@printf 'atheris<3.1; python_version < "3.12"\natheris>=3.1; python_version >= "3.12"\n' | \
+		$(COMPILE) $(UPGRADE) - -o requirements/fuzz.txt
 
 upgrade:  ## Write requirements/ anew with the newest versions (needs uv)
 	@$(MAKE) --no-print-directory lock UPGRADE=--upgrade

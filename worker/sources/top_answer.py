@@ -11,7 +11,7 @@ MAX_XML_BYTES = 8 * 1024 * 1024
 MAX_ROWS = 1_000
 MAX_TOTAL = 10**9
 
-_XML = re.compile(r"\s*(<\?xml[^>]{0,200}\?>\s*)?<[A-Za-z_][\w.\-]*_response[\s/>]")
+_XML = re.compile(r"(<\?xml[^>]{0,200}\?>\s*)?<[A-Za-z_][\w.\-]*_response[\s/>]")
 _DECLARATION = re.compile(r"<!(DOCTYPE|ENTITY)", re.IGNORECASE)
 _UNFINISHED = {3, 5}
 """Expat's numbers for a document that ends too early."""
@@ -19,7 +19,8 @@ _UNFINISHED = {3, 5}
 
 def parse(body: bytes) -> Any:
     """The tree of an answer in either format. Raises TransientError with a code word for anything else."""
-    if not body[:1024].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"<"):
+    body = body.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not body.startswith(b"<"):
         return base.parse_json(body)
     text = _decoded(body)
     if not _XML.match(text):
@@ -33,7 +34,7 @@ def _decoded(body: bytes) -> str:
     if len(body) > MAX_XML_BYTES:
         raise TransientError("oversize", f"the answer is XML of more than {MAX_XML_BYTES} bytes")
     try:
-        return body.decode("utf-8-sig")
+        return body.decode("utf-8")
     except UnicodeDecodeError:
         pass
     raise TransientError("malformed", "the answer is not UTF-8")

@@ -40,7 +40,10 @@ _WORD = re.compile(r"[a-z_]+")
 
 @dataclass(frozen=True)
 class Refusal:
-    """An error as it was sent; `wide`: fields were asked for that the platform may refuse, `skew`: our clock's lead."""
+    """An error in safe words; `wide`: fields were asked for that the platform may refuse.
+
+    `ban` is the seconds it names, if any, `skew` how far our clock is ahead of the platform's.
+    """
 
     code: int | None
     sub_code: str
@@ -48,6 +51,7 @@ class Refusal:
     sub_msg: str
     now: datetime
     wide: bool
+    ban: float | None
     skew: timedelta | None
 
     @property
@@ -65,7 +69,9 @@ class Refusal:
 def failure(said: Mapping[str, Any], response: HttpResponse, now: datetime, *, wide: bool) -> FetchError:
     """The reaction to the members of an `error_response`; `now` is our clock, `wide` as in Refusal."""
     sub_code, msg, sub_msg = (_text(said.get(name)) for name in ("sub_code", "msg", "sub_msg"))
-    refusal = Refusal(_number(said.get("code")), sub_code, msg, sub_msg, now, wide, _skew(response, now))
+    refusal = Refusal(
+        _number(said.get("code")), sub_code, msg, sub_msg, now, wide, _ban_seconds(said), _skew(response, now)
+    )
     for pattern, codes, react in _TABLE:
         if refusal.code in codes or (pattern and re.match(pattern, sub_code.lower())):
             return react(refusal)
@@ -76,6 +82,13 @@ def _text(value: Any) -> str:
     """A text of the error without what looks like a session or a signature; whatever is no text counts as empty."""
     text = value[: 4 * base.MAX_MESSAGE] if isinstance(value, str) else ""
     return base.one_line(_KEY.sub("***", _NAMED_KEY.sub(r"\1***", text)))
+
+
+def _ban_seconds(said: Mapping[str, Any]) -> float | None:
+    """They stand in free text only; one second more, because they are rounded."""
+    texts = (said.get(name) for name in ("sub_msg", "msg"))
+    found = (_MORE_SECONDS.search(text[: base.MAX_TEXT]) for text in texts if isinstance(text, str))
+    return next((float(each[1]) + 1 for each in found if each), None)
 
 
 def _number(value: Any) -> int | None:
@@ -101,9 +114,7 @@ def _as(kind: type[FetchError], meaning: str) -> Reaction:
 
 
 def _ban(refusal: Refusal, default: float = DEFAULT_BAN, *, whole_source: bool = False) -> FetchError:
-    """The seconds stand in free text only; one more, because they are rounded."""
-    found = _MORE_SECONDS.search(refusal.sub_msg) or _MORE_SECONDS.search(refusal.msg)
-    seconds = min(float(found[1]) + 1 if found else default, LONGEST_BAN)
+    seconds = min(default if refusal.ban is None else refusal.ban, LONGEST_BAN)
     message = refusal.message("the platform allows no calls for now")
     return BannedError(refusal.outcome, message, seconds=seconds, whole_source=whole_source)
 

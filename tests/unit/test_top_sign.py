@@ -1,0 +1,102 @@
+"""Calls to the Taobao Open Platform are signed as its documentation says."""
+
+import hashlib
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.simulator.top.sign import signature
+from worker.sources.top_sign import sign
+
+PUBLISHED = {
+    "method": "taobao.item.seller.get",
+    "app_key": "12345678",
+    "session": "test",
+    "timestamp": "2016-01-01 12:00:00",
+    "format": "json",
+    "v": "2.0",
+    "fields": "num_iid,title,nick,price,num",
+    "num_iid": "11223344",
+}
+OLDER = {
+    "method": "taobao.user.seller.get",
+    "timestamp": "2013-05-06 13:52:03",
+    "format": "xml",
+    "app_key": "test",
+    "v": "2.0",
+    "fields": "nick",
+    "session": "test",
+}
+CHINESE = {
+    "method": "alibaba.tjb.items.inventory.get",
+    "app_key": "12345678",
+    "session": "test",
+    "timestamp": "2016-01-01 12:00:00",
+    "format": "json",
+    "v": "2.0",
+    "fields": "num_iid,title",
+    "q": "项链",
+    "page_no": "1",
+    "page_size": "200",
+    "order_by": "modified:asc",
+    "simplify": "true",
+}
+METHODS = ["md5", "hmac", "hmac-sha256"]
+
+
+@pytest.mark.parametrize(
+    ("params", "secret", "method", "expected"),
+    [
+        (PUBLISHED, "helloworld", "md5", "66987CB115214E59E6EC978214934FB8"),
+        (OLDER, "test", "md5", "72CB4D809B375A54502C09360D879C64"),
+        (PUBLISHED, "helloworld", "hmac", "D56D7858309C31B6251083A874D48273"),
+        (
+            PUBLISHED,
+            "helloworld",
+            "hmac-sha256",
+            "04DB15AD0774D5CFCE2C837DE43E3FCEA9011ED74F3038FB6AB5F3C4CEA119E8",
+        ),
+        (CHINESE, "helloworld", "md5", "9317FC5EECF636377CA79463C4DC40EF"),
+        (CHINESE, "helloworld", "hmac", "87437D3781EAA0EC2194DA21A0387625"),
+        (CHINESE, "helloworld", "hmac-sha256", "A7602135361B24B6E576C49993BD0C1EDD40057A4D1B8099354B30CAED1A8D6A"),
+    ],
+)
+def test_known_calls_have_their_known_signature(
+    params: dict[str, str], secret: str, method: str, expected: str
+) -> None:
+    signed = {**params, "sign_method": method}
+    assert sign(signed, secret, method) == expected
+    assert sign({**signed, "sign": expected}, secret, method) == expected
+
+
+def test_names_are_sorted_by_their_bytes() -> None:
+    params = {"foo": "1", "bar": "2", "foo_bar": "3", "foobar": "4"}
+    assert sign(params, "s", "md5") == hashlib.md5(b"sbar2foo1foo_bar3foobar4s").hexdigest().upper()
+
+
+names = st.text(string.ascii_lowercase + "_", min_size=1, max_size=12)
+values = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+
+
+@given(
+    params=st.dictionaries(names, values), secret=st.text(string.hexdigits, min_size=1), method=st.sampled_from(METHODS)
+)
+def test_any_call_is_signed_as_an_independent_reading_of_the_rule_says(
+    params: dict[str, str], secret: str, method: str
+) -> None:
+    signed = sign(params, secret, method)
+    assert signed == signature(params, secret, method)
+    assert len(signed) == (64 if method == "hmac-sha256" else 32) and not set(signed) - set("0123456789ABCDEF")
+
+
+@given(params=st.dictionaries(names, values, min_size=1), method=st.sampled_from(METHODS), data=st.data())
+def test_the_order_does_not_matter_and_every_value_does(
+    params: dict[str, str], method: str, data: st.DataObject
+) -> None:
+    shuffled = dict(data.draw(st.permutations(list(params.items()))))
+    assert sign(shuffled, "secret", method) == sign(params, "secret", method)
+    name = data.draw(st.sampled_from(sorted(params)))
+    if name != "sign":
+        assert sign({**params, name: params[name] + "x"}, "secret", method) != sign(params, "secret", method)
