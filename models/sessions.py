@@ -72,8 +72,8 @@ async def _reopen(connection: AsyncConnection, shops: Sequence[int], now: dateti
     )
     await query_rows(connection, sql, [shop_crawl.c.id, page.c.due_at], [row | {"due_at": now} for row in found])
     sql = (
-        "UPDATE shop_crawl SET state = 'open' FROM {r} WHERE shop_crawl.id = r.id AND shop_crawl.state = 'held'"
-        " RETURNING shop_crawl.crawl_id"
+        "UPDATE shop_crawl SET state = 'open', reason = NULL FROM {r}"
+        " WHERE shop_crawl.id = r.id AND shop_crawl.state = 'held' RETURNING shop_crawl.crawl_id"
     )
     opened = await query_rows(connection, sql, [shop_crawl.c.id], found)
     await _continue(connection, sorted({row.crawl_id for row in opened}))
@@ -98,13 +98,6 @@ async def load_sessions(connection: AsyncConnection, vault: Vault, shops: Iterab
         connection, sql, [session.c.shop_id], [{"shop_id": key} for key in shops], returning=columns
     )
     return dict(zip((row.shop_id for row in found), vault.open([row.sealed for row in found]), strict=True))
-
-
-async def authorised(connection: AsyncConnection, shops: Iterable[int]) -> set[int]:
-    """Those of these shops that have a session which was not refused."""
-    sql = "SELECT s.shop_id FROM {r} JOIN session s ON s.shop_id = r.shop_id WHERE s.refused_at IS NULL"
-    found = await query_rows(connection, sql, [session.c.shop_id], [{"shop_id": key} for key in shops])
-    return {row.shop_id for row in found}
 
 
 async def mark_refused(
