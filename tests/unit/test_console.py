@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console, RenderableType
 
 from models.credentials import Parked
-from models.fleet import LimitState
+from models.fleet import Ban, LimitState
 from models.status import CrawlLine, CrawlStatus, Items, Pages, UnhappyShop, Verdicts
 from producer.console import print_crawls, print_status, print_summary, shown_location
 from producer.console.figures import unhappy_table
@@ -90,9 +90,55 @@ def test_a_source_with_another_token_is_not_said_to_wait() -> None:
     assert "tmapi waits" not in text
 
 
+def ban(scope: str, seconds: float) -> Ban:
+    return Ban(scope, NOW + timedelta(seconds=seconds), seconds, "7: [bold]enough[/bold] for today")
+
+
+def banned(name: str, seconds: float, parked: str | None = None) -> LimitState:
+    return LimitState("top", name, 20, 20, 0, 0, 1, parked, ban(name, seconds))
+
+
+def test_a_ban_is_told_with_its_end_and_stops_the_forecast() -> None:
+    limits = (LIMIT, banned("app", 31_062), banned("app2", 40_000))
+    text = shown(block(View(RUNNING, Pace(118.4, 2116, 1, 10), Fleet(1, limits)), 200), width=200)
+    assert (
+        "▲ top waits until 20:38 UTC: 7: [bold]enough[/bold] for today. It goes on by itself; nothing is lost" in text
+    )
+    assert "tmapi 9f8e: limit 20" in text
+    assert "top app" not in text
+    assert "left" not in text
+    console, said = recorder(200)
+    print_status(console, RUNNING, limits=limits, database="data/shopcrawl.db")
+    assert "▲ top waits until 20:38 UTC" in said.getvalue()
+
+
+def test_a_banned_app_beside_a_free_one_is_named() -> None:
+    free = LimitState("top", "free", 20, 20, 0, 0, 1, None)
+    limits = (banned("app", 31_062), free, banned("gone", 31_062, parked="439"))
+    text = shown(block(View(RUNNING, Pace(), Fleet(1, limits)), 200), width=200)
+    assert "▲ top goes on without app until 20:38 UTC: 7:" in text
+    assert "waits" not in text and "gone" not in text
+
+
+def test_a_ban_that_workers_wait_out_is_not_worth_a_line() -> None:
+    text = shown(block(View(RUNNING, Pace(118.4, 2116, 1, 10), Fleet(1, (banned("app", 2),))), 200), width=200)
+    assert "▲" not in text
+    assert "top app: limit 20" in text and "about 0:24 left" in text
+
+
+def test_a_ban_is_logged_once_while_it_lasts() -> None:
+    console, text = recorder(300)
+    lines = Lines(console, clock=lambda: 0.0)
+    for seconds in (100, 99.4, 98):
+        state = LimitState("top", "app", 20, 20, 0, 0, 1, None, Ban("app", NOW, seconds, "7: enough"))
+        lines.show(View(RUNNING, Pace(), Fleet(1, (state,))))
+    assert text.getvalue().count("top waits until 12:00 UTC") == 1
+
+
 @pytest.mark.parametrize("width", [40, 80, 120, 200])
 def test_nothing_is_wider_than_the_terminal(width: int) -> None:
-    view = View(RUNNING, Pace(118.4, 2116, 1, 10), Fleet(2, (LIMIT,)), (PARKED,), "Redis does not answer")
+    limits = (LIMIT, banned("app", 31_062))
+    view = View(RUNNING, Pace(118.4, 2116, 1, 10), Fleet(2, limits), (PARKED,), "Redis does not answer")
     shops = [
         UnhappyShop("tmapi", "b" * 300, "failed", "why " * 100),
         UnhappyShop("tmapi", "店" * 90, "partial", "因" * 90),

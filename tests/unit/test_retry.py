@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import (
+    BannedError,
     CredentialParkedError,
     FetchError,
     PageRefusedError,
@@ -23,10 +24,12 @@ from worker.retry import (
     Decision,
     FailShop,
     Hold,
+    ObeyBan,
     ParkCredential,
     PutBack,
     StopSource,
     WaitHere,
+    after_ban,
     decide,
 )
 
@@ -47,6 +50,10 @@ def throttled(pause: float | None = None) -> FetchError:
     return ThrottledError("503", "too many", retry_after=pause)
 
 
+def banned(seconds: float = 31_062) -> FetchError:
+    return BannedError("7", "enough", seconds=seconds)
+
+
 TABLE: list[tuple[str, FetchError, int, int, float, Decision]] = [
     ("first fault, short jitter", transient(), 1, 0, 0.5, WaitHere(0.25)),
     ("back-off doubles", transient(), 4, 0, 0.5, WaitHere(2.0)),
@@ -62,6 +69,9 @@ TABLE: list[tuple[str, FetchError, int, int, float, Decision]] = [
     ("throttles never kill", throttled(), 99, 99, 0.0, PutBack(30.0, burns_try=False)),
     ("a long pause gives up the slot at once", throttled(30.0), 0, 1, 0.0, PutBack(30.0, burns_try=False)),
     ("no money", CredentialParkedError("439", "balance"), 9, 9, 0.5, ParkCredential("439: balance")),
+    ("a short ban", banned(2), 9, 1, 0.5, ObeyBan("7: enough")),
+    ("a long ban", banned(), 9, 9, 0.5, ObeyBan("7: enough")),
+    ("banned ten times in a row", banned(2), 9, 10, 0.0, PutBack(30.0, burns_try=False)),
     ("wrong address", SourceStoppedError("404", "no Route"), 9, 9, 0.5, StopSource("404: no Route")),
     ("bad shop", ShopRefusedError("422", "bad member"), 1, 0, 0.5, FailShop("422: bad member")),
     ("no session", ShopUnauthorisedError("27", "expired"), 9, 9, 0.5, Hold("27: expired")),
@@ -115,6 +125,11 @@ def test_throttles_never_burn_a_try_and_never_spin(
         assert throttles < THROTTLES_IN_A_ROW
     else:
         assert not decision.burns_try
+
+
+@given(random=jitter, seconds=st.floats(0, 100_000))
+def test_pages_come_back_after_a_ban_and_not_all_at_once(random: float, seconds: float) -> None:
+    assert seconds <= after_ban(seconds, random) <= seconds + 2
 
 
 @given(tries=st.integers(1, 3), random=jitter, make=st.sampled_from([transient, throttled]))
