@@ -20,7 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from models.compression import zstd
-from models.tables import metadata
+from models.tables import crawl, metadata
 from tests.e2e.fleet import Fleet, until
 from tests.servers import RedisServer, free_port, wait_until
 
@@ -29,11 +29,24 @@ pytestmark = pytest.mark.e2e
 # Each has a core without special characters, which shows through every spelling of the rest.
 TOKEN, SPENT = "cnry-token-7f3e+/ä =", "cnry-spent-91bc&?%"
 REDIS, DATABASE, PROXY, FLOWER = "cnry-redis-44aa", "cnry-dbase-55bb", "cnry-proxy-66cc", "cnry-flower-77dd"
-CORES = ("cnry-token-7f3e", "cnry-spent-91bc", REDIS, DATABASE, PROXY, FLOWER)
+SECRET, SESSION, DROPPED = "cnry-appse-88aa+/ =", "cnry-session-22ee+/ä%=", "cnry-dropped-33ff&?%"
+KEY = base64.urlsafe_b64encode(b"cnry-sealing-key-of-32-bytes-4c!").decode()
+TOP_CORES = ("cnry-appse-88aa", "cnry-session-22ee", "cnry-dropped-33ff", KEY.rstrip("="))
+CORES = ("cnry-token-7f3e", "cnry-spent-91bc", REDIS, DATABASE, PROXY, FLOWER, *TOP_CORES)
 SHOPS = ("sound", "echo", "fails", "refused", "redirected", "reset", "closed", "garbage", "html", "huge")
 TROUBLES = ("200", "redirect", "422", "439", "500", "malformed", "oversize", "reset")
 ROWS = 45  # of a shop
-COMMANDS = ("export items", "export items --format csv", "status", "status --json", "crawls", "doctor")
+COMMANDS = (
+    "session list",
+    "session list --json",
+    "export items",
+    "export items --format csv",
+    "status",
+    "status 1",
+    "status --json",
+    "crawls",
+    "doctor",
+)
 
 
 class Hostile(ThreadingHTTPServer):
@@ -46,6 +59,7 @@ class Hostile(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.proxy_logins: set[str] = set()
         self.tokens: set[str] = set()
+        self.sessions: set[str] = set()
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Whoever breaks connections on purpose need not tell of it."""
@@ -85,6 +99,21 @@ class _Echo(BaseHTTPRequestHandler):
             self._json(500, {"code": 500, "msg": f"broken: {said}"})
         else:
             self.close_connection = True
+
+    def do_POST(self) -> None:
+        """The platform's gateway: it serves one session and refuses the other."""
+        assert isinstance(self.server, Hostile)
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        sent = {name: values[0] for name, values in parse_qs(body).items()}
+        session = sent["session"]
+        self.server.sessions.add(session)
+        said = f"session={session} {quote_plus(session)} {quote(session, safe='')} {SECRET} of {body}"
+        if session == DROPPED:
+            error = {"code": 27, "msg": f"Invalid session: {said}", "sub_code": "session-expired", "sub_msg": said}
+            self._json(200, {"error_response": error})
+            return
+        rows = [] if "start_modified" in sent else [{"num_iid": row, "title": f"{said} {row}"} for row in (1, 2, 3)]
+        self._json(200, {"total_results": len(rows), "items": rows, "request_id": said})
 
     def _json(self, status: int, answer: dict[str, Any]) -> None:
         body = json.dumps(answer)
@@ -142,6 +171,10 @@ async def test_no_secret_is_found_anywhere(
         "flower_password": FLOWER,
         "flower_port": flower,
         "metrics_port": metrics,
+        "top_gateway_url": f"http://{address}/router/rest",
+        "top_app_key": "12345678",
+        "top_app_secret": SECRET,
+        "secret_key": KEY,
         "log_level": "DEBUG",
         "max_tries": 2,
         "max_body_bytes": 200_000,
@@ -157,7 +190,12 @@ async def test_no_secret_is_found_anywhere(
         wait_until(lambda: "crawl_page" in fetch(flower, "/api/tasks"), what="tasks in Flower")
         await until(lambda: fleet.is_finished(1), what="the end of the crawl")
         await assert_all_trouble_was_met(fleet, hostile)
-        said = {"asked": asked.stdout + asked.stderr, "command lines": command_lines(fleet)}
+        with_sessions = await crawl_with_sessions(fleet, hostile)
+        said = {
+            "asked": asked.stdout + asked.stderr,
+            "asked with sessions": with_sessions,
+            "command lines": command_lines(fleet),
+        }
         said["metrics"] = "".join(fetch(port, "/metrics") for port in (metrics, metrics + 1))
         said |= flower_pages(flower)
         said |= {command: everything_said(fleet, command) for command in COMMANDS}
@@ -178,10 +216,31 @@ async def assert_all_trouble_was_met(fleet: Fleet, hostile: Hostile) -> None:
     assert len(await fleet.stored()) == 2 * ROWS
 
 
+async def crawl_with_sessions(fleet: Fleet, hostile: Hostile) -> str:
+    """A shop whose session is served and one whose session is refused; returns what the command said."""
+    file = fleet.folder / "top.csv"
+    file.write_text(f"shop,session\nserved,{SESSION}\ndropped,{DROPPED}\n")
+    asked = fleet.run("--debug", "crawl", str(file), "--source", "top", "--no-follow", "--json")
+    assert asked.returncode == 0, asked.stderr
+    file.unlink()
+
+    async def waits() -> bool:
+        rows = await fleet.read(sa.select(crawl.c.state).where(crawl.c.id == 2))
+        return [row.state for row in rows] == ["waiting"]
+
+    await until(waits, what="a crawl that waits for one session")
+    assert await fleet.verdicts(2) == {"complete": 1, None: 1}
+    assert hostile.sessions == {SESSION, DROPPED}
+    return asked.stdout + asked.stderr
+
+
 def assert_every_place_was_searched(said: Mapping[str, str]) -> None:
     """Every place had something to search in."""
     for place, part in {
         "asked": "crawl_id",
+        "asked with sessions": "crawl_id",
+        "session list": "session-expired",
+        "session list --json": "session-expired",
         "command lines": "worker.app",
         "metrics": "shopcrawl_calls_total",
         "database": "no balance",
@@ -191,7 +250,8 @@ def assert_every_place_was_searched(said: Mapping[str, str]) -> None:
         "/workers": "worker@",
         "/broker": "pages",
         "export items": "surprise",
-        "status": "oversize",
+        "status": "needs authorisation",
+        "status 1": "oversize",
         "doctor": "PostgreSQL",
     }.items():
         assert part in said[place], (place, said[place][:2_000])
