@@ -14,6 +14,7 @@ from models.errors import UsageError
 from models.tables import call, crawl, shop, shop_crawl
 
 UNHAPPY = ("failed", "partial")
+HELD = "needs authorisation"
 
 
 class Verdicts(msgspec.Struct, frozen=True):
@@ -58,8 +59,11 @@ class Items(msgspec.Struct, frozen=True):
     changed: int = 0
 
 
-class CrawlStatus(msgspec.Struct, frozen=True):
-    """A crawl's figures, exactly the object that `--json` prints; `calls` by outcome code, most frequent first."""
+class CrawlStatus(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A crawl's figures, exactly the object that `--json` prints; `calls` by outcome code, most frequent first.
+
+    `needs_authorisation` counts shops that are held until they have a new session; it is printed if there are any.
+    """
 
     crawl: int
     state: str
@@ -69,20 +73,26 @@ class CrawlStatus(msgspec.Struct, frozen=True):
     items: Items
     calls: dict[str, int]
     elapsed_s: float
+    needs_authorisation: int = 0
 
     @property
     def open_shops(self) -> int:
-        """Shops without a verdict."""
-        return self.shops - self.verdicts.settled
+        """Shops without a verdict that can go on."""
+        return self.shops - self.verdicts.settled - self.needs_authorisation
 
     @property
     def is_finished(self) -> bool:
         """Whether every shop is settled and the crawl is closed."""
         return self.state == "finished"
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more happens by itself: it is finished, or all that is left needs new sessions."""
+        return self.state != "running"
+
 
 class UnhappyShop(msgspec.Struct, frozen=True):
-    """A shop that ended partial or failed, and why."""
+    """A shop that ended partial or failed, or that needs authorisation, and why."""
 
     source: str
     shop: str
@@ -112,6 +122,7 @@ _FACTS = sa.text(
             count(CASE WHEN verdict = 'drifted' THEN 1 END) AS drifted,
             count(CASE WHEN verdict = 'partial' THEN 1 END) AS partial,
             count(CASE WHEN verdict = 'failed' THEN 1 END) AS failed,
+            count(CASE WHEN state = 'held' THEN 1 END) AS held,
             sum(planned) AS planned, sum(pages_done) AS done, sum(pages_dead) AS dead,
             sum(pages_cancelled) AS cancelled, sum("rows") AS seen, sum(distinct_items) AS distinct_items,
             sum(new_items) AS new_items, sum(changed_items) AS changed_items
@@ -151,6 +162,7 @@ async def crawl_status(connection: AsyncConnection, crawl_id: int, *, now: datet
         ),
         calls=await _calls(connection, crawl_id),
         elapsed_s=round(max(0.0, ((row.finished_at or now) - row.created_at).total_seconds()), 3),
+        needs_authorisation=row.held,
     )
 
 
@@ -179,17 +191,19 @@ async def latest_crawl_id(connection: AsyncConnection) -> int | None:
 
 
 def exit_code(status: CrawlStatus) -> int:
-    """3 if a shop ended partial or failed, else 0; open shops count as neither."""
-    return 3 if status.verdicts.partial or status.verdicts.failed else 0
+    """3 if a shop ended partial or failed or needs authorisation, else 0; open shops count as neither."""
+    return 3 if status.verdicts.partial or status.verdicts.failed or status.needs_authorisation else 0
 
 
 async def unhappy_shops(connection: AsyncConnection, crawl_id: int, limit: int) -> list[UnhappyShop]:
-    """Up to `limit` shops of the crawl that ended failed or partial, failed ones first, then by source and key."""
+    """Up to `limit` shops that ended failed or partial or are held, by that, then by source and key."""
+    verdict = sa.case((shop_crawl.c.state == "held", HELD), else_=shop_crawl.c.verdict).label("verdict")
     query = (
-        sa.select(shop.c.source, shop.c.key.label("shop"), shop_crawl.c.verdict, shop_crawl.c.reason)
+        sa.select(shop.c.source, shop.c.key.label("shop"), verdict, shop_crawl.c.reason)
         .join(shop, shop.c.id == shop_crawl.c.shop_id)
-        .where(shop_crawl.c.crawl_id == crawl_id, shop_crawl.c.verdict.in_(UNHAPPY))
-        .order_by(shop_crawl.c.verdict, shop.c.source, shop.c.key)
+        .where(shop_crawl.c.crawl_id == crawl_id)
+        .where(shop_crawl.c.verdict.in_(UNHAPPY) | (shop_crawl.c.state == "held"))
+        .order_by(verdict, shop.c.source, shop.c.key)
         .limit(limit)
     )
     rows = await connection.execute(query)

@@ -22,7 +22,8 @@ async def tell(connection: AsyncConnection, reviewed: Reviewed, *, now: datetime
     for crawl_id in reviewed.finished:
         status = await crawl_status(connection, crawl_id, now=now)
         figures = msgspec.to_builtins(status)
-        logger.info("crawl finished", extra={name: value for name, value in figures.items() if name != "state"})
+        event = "crawl finished" if status.is_finished else "crawl waits for sessions"
+        logger.info(event, extra={name: value for name, value in figures.items() if name != "state"})
 
 
 async def _tell_shops(connection: AsyncConnection, ids: Sequence[int]) -> None:

@@ -30,6 +30,7 @@ Bar = tuple[str, int, str]
 def bars(status: CrawlStatus) -> list[RenderableType]:
     """Shops by verdict and calls by outcome, one bar each."""
     shops: list[Bar] = [(name, getattr(status.verdicts, name), style) for name, style in VERDICT_STYLES.items()]
+    shops.append(("needs authorisation", status.needs_authorisation, "yellow"))
     shops.append(("open", status.open_shops, "bright_black"))
     calls: list[Bar] = [(plain(code, 16), made, outcome_style(code)) for code, made in status.calls.items()]
     blocks: list[RenderableType] = []
@@ -87,7 +88,8 @@ def unhappy_table(status: CrawlStatus, shops: Sequence[UnhappyShop]) -> Renderab
     for entry in shops[:MOST_UNHAPPY]:
         verdict = Text(entry.verdict, VERDICT_STYLES.get(entry.verdict, "red"))
         grid.add_row(verdict, Text(plain(entry.shop, 60)), Text(plain(entry.reason, 160), "dim"))
-    rest = status.verdicts.partial + status.verdicts.failed - min(len(shops), MOST_UNHAPPY)
+    unhappy = status.verdicts.partial + status.verdicts.failed + status.needs_authorisation
+    rest = unhappy - min(len(shops), MOST_UNHAPPY)
     if rest <= 0:
         return grid
     return Group(grid, Text(f"and {number(rest)} more", "dim"))

@@ -102,7 +102,9 @@ def _head(status: CrawlStatus, width: int) -> Table:
 
 
 def _shops(status: CrawlStatus) -> Text:
-    return joined([f"{number(status.verdicts.settled)} of {number(status.shops)} settled", *_verdicts(status.verdicts)])
+    held = Text(f"{number(status.needs_authorisation)} need authorisation", "yellow")
+    settled = f"{number(status.verdicts.settled)} of {number(status.shops)} settled"
+    return joined([settled, *_verdicts(status.verdicts), held if status.needs_authorisation else ""])
 
 
 def _verdicts(verdicts: Verdicts) -> list[str | Text]:

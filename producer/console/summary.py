@@ -52,6 +52,9 @@ def print_summary(
 
 def _headline(status: CrawlStatus) -> Text:
     verdicts = status.verdicts
+    if status.is_over and status.needs_authorisation:
+        words = f"▲ Crawl {status.crawl}: {number(status.needs_authorisation)} of {number(status.shops)} shops need "
+        return Text(f"{words}authorisation, the others have ended; all work is kept", "bold yellow")
     if not status.is_finished:
         words = f"… Crawl {status.crawl} is not finished: {number(status.open_shops)} shops open, all work is kept"
         return Text(words, "bold yellow")
@@ -65,7 +68,8 @@ def _headline(status: CrawlStatus) -> Text:
 
 def _next_steps(status: CrawlStatus, setup: str, command: str) -> Table:
     """Commands that make sense now, each with what it does."""
-    steps = [("resume", "go on where it stopped")] if not status.is_finished else []
+    steps = [("session set SHOP", "give a shop its new session")] if status.needs_authorisation else []
+    steps += [("resume", "go on where it stopped")] if not status.is_finished else []
     steps.append(("export items --format csv > items.csv", "all items, as CSV"))
     if status.verdicts.partial:
         steps.append(("recrawl --verdict partial", "retry partial shops"))

@@ -89,7 +89,7 @@ class Lines(Silent):
             if text not in self._warned:
                 self._print(text)
         self._warned = warned
-        if self.clock() >= self._due or view.status.is_finished:
+        if self.clock() >= self._due or view.status.is_over:
             self._due = self.clock() + LINE_EVERY
             self._print(line(view))
 
@@ -114,7 +114,7 @@ async def watch(
     until_finished: bool = True,
     quiet: bool = False,
 ) -> CrawlStatus:
-    """Show a crawl until it is finished (or, without `until_finished`, until cancelled); returns its last figures.
+    """Show a crawl until it is over (or, without `until_finished`, until cancelled); returns its last figures.
 
     An outage of the database or Redis is shown and waited out, except that the first reading must succeed.
     Raises UsageError if there is no such crawl, UnavailableError if the database cannot be used at the start.
@@ -128,7 +128,7 @@ async def watch(
     with display_for(console, quiet=quiet) as display:
         while True:
             display.show(view)
-            if until_finished and view.status.is_finished:
+            if until_finished and view.status.is_over:
                 return view.status
             await asyncio.sleep(pause)
             started = time.monotonic()
