@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from models.sessions import check_session
 from models.settings import Settings
 from models.source import source_named
 
+_COLUMN = re.compile("[a-z_]{1,20}")
 LONGEST_FIELD = 16_384  # characters of one cell; longer ones are a wrong file, not a shop
 
 Row = tuple[int, dict[str, str]]
@@ -155,10 +157,9 @@ def _header(cells: list[str], name: str, line: int) -> list[str]:
             )
         return columns
     if len(cells) > 1:
-        # What stands there is not shown: without a header it is a row, perhaps with a session.
-        raise UsageError(
-            f"{name}, line {line}: bad header: the first row of a CSV names its columns, one of them `shop`"
-        )
+        # Without a header this is a row, perhaps with a session: only what looks like a column's name is shown.
+        shown = ", ".join(column if _COLUMN.fullmatch(column) else "…" for column in columns)[:100]
+        raise UsageError(f"{name}, line {line}: bad header: a CSV needs the column `shop`, found {shown}")
     return ["shop"]
 
 

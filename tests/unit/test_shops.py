@@ -118,7 +118,7 @@ BAD_SESSIONS = [
     (f"shop,session\nb1,{SESSION}{'x' * 4096}\n", "line 2: the session is longer than 4096 bytes"),
     (f"shop,session\nb1,{SESSION}\nb1,{SESSION}\n", "line 3: shop 'b1' stands in line 2 already"),
     (f"shop,session\nb1,{SESSION},x\n", "line 2: 3 cells, but the header has 2 columns"),
-    (f"b1,{SESSION}\n", "line 1: bad header: the first row of a CSV names its columns, one of them `shop`"),
+    (f"b1,{SESSION}\n", "line 1: bad header: a CSV needs the column `shop`, found …, …"),
 ]
 
 
