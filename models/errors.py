@@ -31,6 +31,8 @@ class FetchError(ShopcrawlError):
         self.code = code
         self.message = message
         self.retry_after = retry_after
+        self.body: bytes | None = None
+        """The answer that said so, for the archive."""
 
 
 class TransientError(FetchError):

@@ -18,6 +18,8 @@ from models.messages import PageTask
 from models.source import FetchedPage
 from models.tables import call, page, page_body
 
+TOO_FAR = "window-too-large"
+"""The outcome of a page that lies beyond what the API reaches, whatever the API calls it."""
 TERMINAL = ("done", "dead", "refused", "cancelled")
 
 

@@ -149,7 +149,7 @@ class Source(Protocol):
         """Validate the options given for a crawl or a shop and fill in defaults. Raises UsageError."""
 
     def narrowed(self, options: Mapping[str, Any]) -> dict[str, Any] | None:  # noqa: ARG002 (for adapters)
-        """The options that ask for fewer fields, to try after FieldsRefusedError; None if there are none fewer."""
+        """The options with a shorter `fields`, to try after FieldsRefusedError; None if it is short already."""
         return None
 
     def request(

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.bulk import insert_rows, query_rows
 from models.crawls import new_page
-from models.ledger import unpack_keys
+from models.ledger import TOO_FAR, unpack_keys
 from models.settings import Settings
 from models.source import WindowRules, source_named
 from models.tables import item, learned, page, slice_
@@ -31,7 +31,6 @@ from producer.windows import (
     verify,
 )  # fmt: skip
 
-TOO_FAR = "window-too-large"
 REACH = "reach"
 COLUMNS = tuple(each.name for each in fields(Slice))
 

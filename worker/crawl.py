@@ -7,6 +7,9 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
+
+import msgspec
 
 from models.compression import zstd
 from models.database import Clock
@@ -14,13 +17,15 @@ from models.errors import (
     BannedError,
     CredentialParkedError,
     FetchError,
+    FieldsRefusedError,
     ShopUnauthorisedError,
     SourceStoppedError,
     ThrottledError,
     UnavailableError,
     UsageError,
+    WindowTooLargeError,
 )
-from models.ledger import Calls, PageResult, with_page
+from models.ledger import TOO_FAR, Calls, PageResult, with_page
 from models.messages import PageTask
 from models.redact import redact, redact_bytes
 from models.settings import Settings
@@ -57,6 +62,8 @@ class Hands:
     sessions: Sessions
     held: dict[int, int] = field(default_factory=dict)
     """Pages in this process and the fence of each: what the process reports to be alive with."""
+    too_wide: set[tuple[str, str]] = field(default_factory=set)
+    """(source, fields) that proved to be more than the API gives, so that only one call is refused for them."""
 
 
 @dataclass
@@ -106,27 +113,23 @@ async def crawl_page(task: PageTask, hands: Hands) -> str:
 
 async def _fetch_until_decided(task: PageTask, hands: Hands) -> PageResult:
     source = source_named(task.source)
+    wide = (task.source, str(task.options.get("fields")))
+    if wide in hands.too_wide:
+        task = _narrower(task, source) or task
     attempts = Attempts(task.tries)
     while True:
-        first = not attempts.calls
-        try:
-            session = await hands.sessions.get(task.shop_id) if source.needs_session else None
-            permit = await _permit(task, source, hands, claim=first)
-        except AllParked as parked:
-            return _result(task, hands, attempts, state="ready", reason=f"waits: {parked}", delay=1)
-        except AllBanned as banned:
-            delay = after_ban(banned.seconds, random.random())
-            return _result(task, hands, attempts, state="ready", reason=f"waits {banned}", delay=delay)
-        except ShopUnauthorisedError as error:
-            return _result(task, hands, attempts, state="held", reason=f"{NEEDS_AUTHORISATION}: {error.message}")
-        except (UsageError, UnavailableError) as error:
-            return _result(task, hands, attempts, state="ready", reason=f"waits: {error}", delay=NO_KEY_WAIT)
-        except TimeoutError:
-            return _result(task, hands, attempts, state="ready", reason="waited long for a permit", delay=0)
+        turn = await _turn(task, source, attempts, hands)
+        if isinstance(turn, PageResult):
+            return turn
+        session, permit = turn
         try:
             response, fetched = await _call(task, source, permit, session, hands)
         except FetchError as error:
             attempts.count(permit.credential, error)
+            narrower = _narrower(task, source) if isinstance(error, FieldsRefusedError) else None
+            if narrower is not None:
+                task = narrower
+                continue
             decision = decide(
                 error,
                 tries=attempts.tries,
@@ -141,8 +144,36 @@ async def _fetch_until_decided(task: PageTask, hands: Hands) -> PageResult:
             attempts.count(permit.credential, None)
             if task.credential is not None:
                 await hands.parking.unpark(task.source, permit.credential.name)
-            body = _archived(response.body) if hands.settings.archive else None
+            if wide[1] != str(task.options.get("fields")):
+                hands.too_wide.add(wide)
+            body = _archived(response.body, hands)
             return _result(task, hands, attempts, state="done", outcome="200", fetched=fetched, body=body)
+
+
+def _narrower(task: PageTask, source: Source) -> PageTask | None:
+    """The same page with fewer fields, None if they are few already."""
+    options = source.narrowed(task.options)
+    return None if options is None else msgspec.structs.replace(task, options=options)
+
+
+async def _turn(
+    task: PageTask, source: Source, attempts: Attempts, hands: Hands
+) -> tuple[str | None, Permit] | PageResult:
+    """The shop's session and a permit to call, or the result of a page that gets none."""
+    put_back = partial(_result, task, hands, attempts, state="ready")
+    try:
+        session = await hands.sessions.get(task.shop_id) if source.needs_session else None
+        return session, await _permit(task, source, hands, claim=not attempts.calls)
+    except AllParked as parked:
+        return put_back(reason=f"waits: {parked}", delay=1)
+    except AllBanned as banned:
+        return put_back(reason=f"waits {banned}", delay=after_ban(banned.seconds, random.random()))
+    except ShopUnauthorisedError as error:
+        return _result(task, hands, attempts, state="held", reason=f"{NEEDS_AUTHORISATION}: {error.message}")
+    except (UsageError, UnavailableError) as error:
+        return put_back(reason=f"waits: {error}", delay=NO_KEY_WAIT)
+    except TimeoutError:
+        return put_back(reason="waited long for a permit", delay=0)
 
 
 async def _permit(task: PageTask, source: Source, hands: Hands, *, claim: bool) -> Permit:
@@ -163,6 +194,7 @@ async def _call(
     """One paid call; the permit goes back with what it showed, whatever happens."""
     ok = throttled = False
     outcome = "unknown"
+    response: HttpResponse | None = None
     started = time.monotonic()
     try:
         request = source.request(task, permit.credential, hands.settings, hands.clock.now(), session)
@@ -171,6 +203,7 @@ async def _call(
         ok, outcome = True, "200"
         return response, fetched
     except FetchError as error:
+        error.body = response.body if response else None
         throttled, outcome = isinstance(error, ThrottledError), error.code
         if isinstance(error, CredentialParkedError | SourceStoppedError):
             # Before the permit goes back: whoever had it next would be refused as well.
@@ -206,7 +239,9 @@ async def _react(
         case PutBack(delay):
             return _result(task, hands, attempts, state="ready", outcome=error.code, reason=reason, delay=delay)
         case Dead():
-            return _result(task, hands, attempts, state="dead", outcome=error.code, reason=reason)
+            outcome = TOO_FAR if isinstance(error, WindowTooLargeError) else error.code
+            body = _archived(error.body, hands) if error.body else None
+            return _result(task, hands, attempts, state="dead", outcome=outcome, reason=reason, body=body)
         case Hold() if session is not None:
             reason = f"{NEEDS_AUTHORISATION}: {reason}"
             if not await hands.sessions.refuse(task.shop_id, session, reason):
@@ -263,5 +298,5 @@ def _without_secrets(response: HttpResponse, secrets: tuple[str, ...], session: 
     return HttpResponse(response.status, response.headers, body)
 
 
-def _archived(body: bytes) -> bytes:
-    return zstd.compress(body, ARCHIVE_LEVEL)
+def _archived(body: bytes, hands: Hands) -> bytes | None:
+    return zstd.compress(body, ARCHIVE_LEVEL) if hands.settings.archive else None
