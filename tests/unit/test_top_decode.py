@@ -63,6 +63,19 @@ def test_an_empty_result_in_xml_is_empty(inside: str) -> None:
     assert decode(body.encode()) == FetchedPage([], 0)
 
 
+def test_a_code_beside_a_page_is_no_error() -> None:
+    for answer in (page(code=0, msg="ok"), {"code": 200, WRAPPER: PAGE}):
+        assert decode(answer) == FETCHED
+    assert decode({"code": 0, "total_results": 0}) == FetchedPage([], 0)
+
+
+def test_xml_that_declares_entities_is_never_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.sources.top_answer.XMLParser", None)
+    bomb = '<!DOCTYPE a_response [<!ENTITY a "aaaa">]><a_response>&a;</a_response>'
+    for start in ("", '<?xml version="1.0"?>', '<?xml version="1.0"?>\n<!-- x -->', "<?x y?>", "\ufeff \n"):
+        assert failure((start + bomb).encode()).code == "html"
+
+
 def test_an_empty_page_beside_a_total_is_no_error() -> None:
     assert decode(page(items=[])) == FetchedPage([], 150)
 
