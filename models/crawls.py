@@ -192,7 +192,7 @@ async def shop_rows(
 async def _pending_recrawl(connection: AsyncConnection, shops: Sequence[ShopRequest]) -> int | None:
     pending = sa.select(sa.func.max(shop_crawl.c.crawl_id)).join(shop, shop.c.id == shop_crawl.c.shop_id)
     keys = [request.key for request in shops]
-    is_pending = (shop_crawl.c.kind == "recrawl") & (shop_crawl.c.state == "open")
+    is_pending = (shop_crawl.c.kind == "recrawl") & (shop_crawl.c.state != "settled")
     newest: int | None = await connection.scalar(pending.where(is_pending, shop.c.key.in_(keys[:500])))
     return newest
 

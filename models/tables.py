@@ -145,8 +145,8 @@ shop_crawl = sa.Table(
         "uq_shop_crawl_pending_recrawl",
         "shop_id",
         unique=True,
-        postgresql_where=sa.text("kind = 'recrawl' AND state = 'open'"),
-        sqlite_where=sa.text("kind = 'recrawl' AND state = 'open'"),
+        postgresql_where=sa.text("kind = 'recrawl' AND state <> 'settled'"),
+        sqlite_where=sa.text("kind = 'recrawl' AND state <> 'settled'"),
     ),
 )
 

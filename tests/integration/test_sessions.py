@@ -245,3 +245,16 @@ async def test_sessions_of_thousands_of_shops_are_stored_and_read_at_once(engine
     sessions = {shop_id: f"session-{key}" for key, shop_id in ids.items()}
     assert await save(engine, safe, sessions) == 1000
     assert await load(engine, safe, *sessions) == sessions
+
+
+async def test_a_held_recrawl_is_pending_so_that_asking_again_does_not_double_it(
+    engine: AsyncEngine, safe: Vault
+) -> None:
+    _, ids = await crawled(engine, "a")
+    for expected in (1, 0):
+        async with engine.begin() as connection:
+            asked = await submit_recrawl(connection, wanted("a"), now=START, settings=SETTINGS)
+        assert asked.shops == expected
+        async with engine.begin() as connection:
+            await hold(connection, ids["a"])
+    await save(engine, safe, {ids["a"]: "new"})

@@ -20,7 +20,18 @@ _MEANINGS = (
 )
 
 
+PENDING = "uq_shop_crawl_pending_recrawl"
+
+
+def _replace_pending_index(condition: str) -> None:
+    """A held re-crawl is pending, too."""
+    op.drop_index(PENDING, table_name="shop_crawl")
+    where = sa.text(f"kind = 'recrawl' AND {condition}")
+    op.create_index(PENDING, "shop_crawl", ["shop_id"], unique=True, postgresql_where=where, sqlite_where=where)
+
+
 def upgrade() -> None:
+    _replace_pending_index("state <> 'settled'")
     op.add_column(
         "shop",
         sa.Column(
@@ -88,6 +99,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    _replace_pending_index("state = 'open'")
     for table in ("session", "learned", "slice"):
         op.drop_table(table)
     op.drop_column("page", "page_no")
