@@ -123,6 +123,8 @@ class Limiter:
 
     def ban(self, source: str, credential_name: str | None, seconds: float, reason: str) -> None:
         """Make no call with this credential (None: any) for so long: this process at once, the others when told."""
+        if not self._running:
+            return  # whoever is refused next tells
         scope = fleet.WHOLE_SOURCE if credential_name is None else credential_name
         if self._pool(source).ban(scope, seconds, reason):
             level = logging.WARNING if seconds > self._terms.patience else logging.INFO

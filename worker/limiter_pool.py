@@ -107,7 +107,7 @@ class Pool:
         """Obey a ban at once and tell Redis; True if there was none of this scope."""
         new = self.bans.learn(scope, seconds, reason, self._loop.time())
         self._refuse()
-        self.nudge(0)
+        self.nudge(0, gap=0 if new else GAP)  # the others go on calling until Redis knows
         return new
 
     def hear_news(self) -> None:
@@ -141,9 +141,9 @@ class Pool:
                 lanes.remove(lane)
         self._set_slot_alarm(now)
 
-    def nudge(self, delay: float) -> None:
-        """Have the next call within `delay` seconds, but not closer than GAP to the last one."""
-        due = max(self._loop.time() + delay, self._last_call + GAP)
+    def nudge(self, delay: float, gap: float = GAP) -> None:
+        """Have the next call within `delay` seconds, but not closer than `gap` to the last one."""
+        due = max(self._loop.time() + delay, self._last_call + gap)
         if due < self._due:
             self._due = due
             if self._alarm:

@@ -284,6 +284,15 @@ async def test_a_new_ban_is_logged_once(start: Start, caplog: pytest.LogCaptureF
     ]
 
 
+async def test_a_refusal_that_comes_while_the_process_stops_harms_nobody(redis: Redis, start: Start) -> None:
+    limiter = await start("a")
+    permit = await take(limiter)
+    await limiter.stop()
+    limiter.ban(SOURCE, "one", DAY, "7: enough for today")
+    permit.release(ok=False, throttled=False)
+    assert await fleet.bans(redis, SOURCE) == []
+
+
 async def _banned(redis: Redis, count: int) -> bool:
     return len(await fleet.bans(redis, SOURCE)) == count
 
