@@ -123,6 +123,8 @@ class Source(Protocol):
     """
 
     name: str
+    option_names: tuple[str, ...] = ("page_size", "max_pages")
+    """The options that `options` accepts; crawls need at least these two, as whole numbers."""
     needs_session: bool = False
     """Each shop is called with a session of its own, besides the credential."""
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.addresses import warn_if_plain_http
-from models.crawls import ShopRequest, Submission, known_shops, submit_crawl, submit_recrawl
+from models.crawls import ShopRequest, Submission, known_shops, submit_crawl, submit_plan, submit_recrawl
 from models.database import Clock
 from models.durations import parse_duration
 from models.errors import ShopcrawlError, UsageError
@@ -24,7 +24,8 @@ from models.source import source_named
 from models.status import CrawlStatus, exit_code
 from models.vault import Vault
 from producer import commands, run, sessions
-from producer.shops import read_shops, shop_request
+from producer.console.estimate import print_estimate
+from producer.shops import changed_options, read_shops, shop_request
 
 INTERRUPTED = 130
 DEFAULT_SOURCE = "tmapi"
@@ -43,6 +44,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to sta
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress display.")]
 Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Stay until the crawl ends.")]
 Workers = Annotated[int | None, typer.Option(min=1, max=64, help="Worker processes in embedded mode.")]
+Since = Annotated[str | None, typer.Option(help="Only what changed since: last, 24h, or a time in GMT+8 (top).")]
+Options = Annotated[list[str] | None, typer.Option(help="NAME=VALUE, any option of a source (repeatable).")]
 Concurrency = Annotated[int | None, typer.Option(min=1, help="Pages in flight per worker process.")]
 
 
@@ -65,6 +68,12 @@ def crawl(
     shop_cat_id: Annotated[str | None, typer.Option(help="Only this category of the shop.")] = None,
     price_start: Annotated[str | None, typer.Option(help="Lowest price.")] = None,
     price_end: Annotated[str | None, typer.Option(help="Highest price.")] = None,
+    since: Since = None,
+    q: Annotated[str | None, typer.Option("--q", help="Only items with this in their title (top).")] = None,
+    cid: Annotated[str | None, typer.Option(help="Only items of this category (top).")] = None,
+    order_by: Annotated[str | None, typer.Option(help="Order of the listing, as modified:asc (top).")] = None,
+    fields: Annotated[str | None, typer.Option(help="Fields to ask for, comma-separated (top).")] = None,
+    option: Options = None,
     priority: Annotated[int, typer.Option(min=0, max=9, help="0 goes first.")] = NORMAL_PRIORITY,
     follow: Follow = True,
     json: Json = False,
@@ -75,7 +84,8 @@ def crawl(
     """Crawl every shop in a file; the same command continues a crawl that was interrupted."""
     settings = _settings(workers=workers, concurrency=concurrency)
     given = {"sort": sort, "page_size": page_size, "max_pages": max_pages, "shop_cat_id": shop_cat_id}
-    given |= {"price_start": price_start, "price_end": price_end}
+    given |= {"price_start": price_start, "price_end": price_end, "since": since, "q": q, "cid": cid}
+    given |= {"order_by": order_by, "fields": fields, **_pairs(option)}
     file, vault = read_shops(shops, source, _texts(given), settings), Vault(settings)
     _require_access(settings, {request.source for request in file.shops})
 
@@ -95,6 +105,8 @@ def recrawl(
     verdict: Annotated[list[str] | None, typer.Option(help="Shops with this last verdict (repeatable).")] = None,
     older_than: Annotated[str | None, typer.Option(help="Shops last crawled longer ago, as 90m, 24h or 7d.")] = None,
     source: Annotated[str | None, typer.Option(help="Only this source; default: any, and tmapi for new shops.")] = None,
+    since: Since = None,
+    option: Options = None,
     follow: Follow = True,
     json: Json = False,
     quiet: Quiet = False,
@@ -111,10 +123,12 @@ def recrawl(
         raise UsageError("say which shops: keys, --all, --failed, --verdict or --older-than")
     age = parse_duration(older_than) if older_than else None
     chosen = [shop_request(key, source or DEFAULT_SOURCE, {}, settings) for key in dict.fromkeys(shops or [])]
+    given = _texts({"since": since, **_pairs(option)})
     _require_access(settings, {source or DEFAULT_SOURCE})
 
     async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
         requests = await _select(connection, clock, source, chosen, verdicts or None, age)
+        requests = changed_options(requests, given, settings)
         return await submit_recrawl(connection, requests, now=clock.now(), settings=settings)
 
     _crawl(settings, submit, follow=follow, json=json, quiet=quiet)
@@ -137,6 +151,40 @@ async def _select(
     if not known:
         raise UsageError("no shop fits: `shopcrawl status` shows what has been crawled")
     return known
+
+
+@app.command()
+def plan(
+    shops: Annotated[
+        str, typer.Argument(help="CSV with the column `shop`, or one shop per line; - is standard input.")
+    ],
+    source: Annotated[str, typer.Option(help="Source of shops that name none.")] = DEFAULT_SOURCE,
+    offline: Annotated[bool, typer.Option("--offline", help="From the last crawls, without a call.")] = False,
+    since: Since = None,
+    option: Options = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    workers: Workers = None,
+    concurrency: Concurrency = None,
+) -> None:
+    """Show the calls that a crawl would need, with one call for each shop, or none with --offline."""
+    settings = _settings(workers=workers, concurrency=concurrency)
+    given = _texts({"since": since, **_pairs(option)})
+    file, vault = read_shops(shops, source, given, settings), Vault(settings)
+    if not offline:
+        _require_access(settings, {request.source for request in file.shops})
+
+    async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
+        submission = await submit_plan(connection, file.shops, now=clock.now(), settings=settings)
+        await sessions.keep_sessions(connection, vault, file.sessions, clock)
+        return submission
+
+    asked = file.shops if offline else submit
+    estimate = run.run_until_signalled(run.estimate(settings, asked, _progress(quiet), quiet=quiet))
+    if json:
+        sys.stdout.write(msgspec.json.encode(estimate).decode() + "\n")
+    else:
+        print_estimate(Console(), estimate)
 
 
 @app.command()
@@ -215,6 +263,15 @@ def _settings(**overrides: Any) -> Settings:
     settings = load_settings(**overrides)
     configure_logging(settings, log_file=settings.log_file)
     return settings
+
+
+def _pairs(options: Sequence[str] | None) -> dict[str, str]:
+    """Options given as NAME=VALUE. Raises UsageError."""
+    pairs = [option.partition("=") for option in options or ()]
+    wrong = next((name for name, equals, value in pairs if not (name and equals and value)), None)
+    if wrong is not None:
+        raise UsageError(f"--option {wrong[:40]!r}: write it as NAME=VALUE")
+    return {name.strip(): value for name, _, value in pairs}
 
 
 def _texts(values: Mapping[str, object]) -> dict[str, str]:

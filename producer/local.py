@@ -184,7 +184,7 @@ class WorkerProcesses:
     def __init__(self, settings: Settings, *, count: int | None = None) -> None:
         env = {**os.environ, **environment(settings)}
         logs = settings.data_dir.absolute() / "logs"
-        # Celery puts the current folder first on the module path: ours must be the `worker` it finds there.
+        # Python puts the current folder first on the module path: ours must be the `worker` it finds there.
         self._workers = []
         for name in (f"worker-{number}" for number in range(1, (count or settings.workers) + 1)):
             command, log_file = celery_command(name, settings.log_level), logs / f"{name}.log"
@@ -263,10 +263,10 @@ def restart_pause(quick_ends: int) -> float:
 
 
 def celery_command(name: str, log_level: str) -> list[str]:
-    """The command line of one worker process."""
-    celery = [sys.executable, "-m", "celery", "-A", "worker.app", "worker"]
+    """The command line of one worker process; it takes the options of `celery worker`."""
+    worker = [sys.executable, "-m", "worker"]
     # Workers need no news of each other: the ledger and the limiter hold all that they share.
-    return [*celery, f"--loglevel={log_level}", f"--hostname={name}@%h", "--without-mingle", "--without-gossip"]
+    return [*worker, f"--loglevel={log_level}", f"--hostname={name}@%h", "--without-mingle", "--without-gossip"]
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from models import credentials, fleet, metrics
 from models.background import background, stop_tasks
 from models.broker import redis_url
-from models.crawls import Submission, unfinished_crawls
+from models.crawls import ShopRequest, Submission, unfinished_crawls
 from models.database import Clock, is_postgresql, reader, require_schema
 from models.errors import UsageError
 from models.settings import Settings
@@ -24,6 +24,7 @@ from models.source import source_names
 from models.status import CrawlStatus, crawl_status, latest_crawl_id, recent_crawls, unhappy_shops, waiting
 from models.tables import page
 from producer.console import print_crawls, print_status, print_summary, shown_location, watch
+from producer.estimate import Estimate, counted, remembered
 from producer.local import EmbeddedRedis, WorkerProcesses
 from producer.loop import Producer
 from producer.processes import FolderBusyError
@@ -111,6 +112,19 @@ async def crawl(
         if not follow or submission.crawl_id == 0:
             return submission
         return await see_through(settings, engine, clock, console, submission.crawl_id, quiet=quiet)
+
+
+async def estimate(
+    settings: Settings, asked: Submit | Sequence[ShopRequest], console: Console, *, quiet: bool
+) -> Estimate:
+    """What a crawl would cost: by counting each shop with one call, or for given requests from their last crawls."""
+    if not callable(asked):
+        async with database(settings) as (engine, _clock), reader(engine).connect() as connection:
+            return await remembered(connection, asked, settings)
+    status = await crawl(settings, asked, console, follow=True, quiet=quiet)
+    assert isinstance(status, CrawlStatus)  # noqa: S101 (we follow it)
+    async with database(settings) as (engine, _clock), reader(engine).connect() as connection:
+        return await counted(connection, status.crawl, settings, sum(status.calls.values()))
 
 
 def describe(submission: Submission) -> str:

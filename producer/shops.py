@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -39,23 +39,35 @@ class ShopsFile(msgspec.Struct, frozen=True):
 def read_shops(path: str, source: str, options: Mapping[str, str], settings: Settings) -> ShopsFile:
     """The shops in a file, or in standard input for `-`, each with its validated options.
 
-    A row's own source and options win over `source` and `options`, which hold for all. Raises UsageError, which names
-    the file, the line and what is wrong with it.
+    A row's own source and options win over `source` and `options`, which hold for all whose source knows them. Raises
+    UsageError, which names the file, the line and what is wrong with it.
     """
     found = ShopsFile([], {})
 
     def take(cells: dict[str, str]) -> tuple[str, str]:
-        session = cells.pop("session", "")
-        request = shop_request(
-            cells.pop("shop", ""), cells.pop("source", "") or source, {**options, **_given(cells)}, settings
-        )
+        session, key, name = cells.pop("session", ""), cells.pop("shop", ""), cells.pop("source", "") or source
+        request = shop_request(key, name, {**known_options(options, name), **_given(cells)}, settings)
         if session:
             found.sessions[request.source, request.key] = shop_session(request.source, session)
         found.shops.append(request)
         return request.source, request.key
 
     _take_rows(path, take)
+    require_known(options, {request.source for request in found.shops})
     return found
+
+
+def known_options(options: Mapping[str, str], source: str) -> dict[str, str]:
+    """Those of the options that this source knows."""
+    names = source_named(source).option_names
+    return {name: value for name, value in options.items() if name in names}
+
+
+def require_known(options: Mapping[str, str], sources: Collection[str]) -> None:
+    """Raise UsageError for an option that none of these sources knows."""
+    for name in options:
+        if not any(name in source_named(source).option_names for source in sources):
+            raise UsageError(f"option {name[:40]!r} means nothing to {' or '.join(sorted(sources))}")
 
 
 def read_sessions(path: str, source: str) -> SessionsOf:
@@ -101,6 +113,20 @@ def _take_rows(path: str, take: Callable[[dict[str, str]], tuple[str, str]]) -> 
             raise UsageError(f"{name}, line {number}: shop {shop[1]!r} stands in line {first} already")
     if not lines:
         raise UsageError(f"{name}: no shops in it; write one shop per line, or a CSV with the column `shop`")
+
+
+def changed_options(
+    requests: Sequence[ShopRequest], given: Mapping[str, str], settings: Settings
+) -> list[ShopRequest]:
+    """The same shops with other values of the options given, where their source knows them. Raises UsageError."""
+    if not given:
+        return list(requests)
+    require_known(given, {request.source for request in requests})
+    changed = []
+    for request in requests:
+        options = {name: str(value) for name, value in request.options.items()} | known_options(given, request.source)
+        changed.append(shop_request(request.key, request.source, options, settings))
+    return changed
 
 
 def shop_request(shop: str, source: str, options: Mapping[str, str], settings: Settings) -> ShopRequest:

@@ -22,6 +22,7 @@ class TaobaoSource(Source):
     """The adapter registered as `top`."""
 
     name = "top"
+    option_names = top_options.OPTIONS
     needs_session = True
 
     def windows(self, settings: Settings) -> WindowRules:

@@ -7,7 +7,6 @@ from datetime import datetime
 from decimal import Decimal
 from functools import cache
 from typing import Any
-from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -87,6 +86,7 @@ class TmapiSource(Source):
     """The adapter registered as `tmapi`."""
 
     name = "tmapi"
+    option_names = _OPTIONS
 
     def credentials(self, settings: Settings) -> tuple[Credential, ...]:
         """One credential for each different token; its name is the start of the token's SHA-256."""
@@ -98,7 +98,7 @@ class TmapiSource(Source):
 
     def base_url(self, settings: Settings) -> str:
         """The address that calls go to, without a slash at its end. Raises UsageError if it is no http(s) address."""
-        return _checked_base_url(settings.tmapi_base_url)
+        return base.checked_url(settings.tmapi_base_url, "SHOPCRAWL_TMAPI_BASE_URL", "https://api.tmapi.io")
 
     def limits(self, settings: Settings) -> Limits:
         """The limiter's bounds for each token."""
@@ -109,18 +109,21 @@ class TmapiSource(Source):
         """Accept a member id: 1 to 128 letters, digits, Chinese characters and `_ . @ -`. Raises UsageError."""
         if not _SHOP.fullmatch(shop):
             reason = "is empty" if not shop else "is too long" if len(shop) > 128 else "has characters no member id has"
-            raise UsageError(f"shop {_shown(shop)} {reason} (allowed: 1 to 128 letters, digits and _ . @ -)")
+            raise UsageError(f"shop {base.shown(shop)} {reason} (allowed: 1 to 128 letters, digits and _ . @ -)")
 
     def options(self, given: Mapping[str, str], settings: Settings) -> dict[str, Any]:
         """Validate options and fill in defaults; an empty text counts as not given. Raises UsageError."""
         unknown = [name for name in given if name not in _OPTIONS]
         if unknown:
-            raise UsageError(f"unknown option {_shown(unknown[0])} for tmapi; known: {', '.join(_OPTIONS)}")
+            raise UsageError(f"unknown option {base.shown(unknown[0])} for tmapi; known: {', '.join(_OPTIONS)}")
         chosen = {name: str(value).strip() for name, value in given.items() if str(value).strip()}
+        most = settings.max_pages
         options: dict[str, Any] = {
             "sort": _choice("sort", chosen.get("sort", DEFAULT_SORT)),
-            "page_size": _number("page_size", chosen.get("page_size", settings.page_size), MAX_PAGE_SIZE),
-            "max_pages": _number("max_pages", chosen.get("max_pages", settings.max_pages), settings.max_pages),
+            "page_size": base.whole_number("page_size", chosen.get("page_size", settings.page_size), MAX_PAGE_SIZE),
+            "max_pages": base.whole_number(
+                "max_pages", chosen.get("max_pages", settings.max_pages), settings.max_pages
+            ),
         }
         for name, form in (("shop_cat_id", _CATEGORY), ("price_start", _PRICE), ("price_end", _PRICE)):
             if name in chosen:
@@ -212,8 +215,13 @@ def _body_code(answer: dict[str, Any]) -> int | None:
     if isinstance(code, str) and code.strip().isascii() and code.strip().isdigit():
         return int(code.strip()[:9])
     if isinstance(code, float) and code.is_integer():
-        return int(code)
-    return code if isinstance(code, int) and not isinstance(code, bool) else None
+        return _bounded(int(code))
+    return _bounded(code) if isinstance(code, int) and not isinstance(code, bool) else None
+
+
+def _bounded(code: int) -> int:
+    """No code that anybody means: the ledger keeps it as text, which must not be as long as a server likes."""
+    return max(-1, min(code, 10**9))
 
 
 def _page(answer: dict[str, Any], code: int | None) -> FetchedPage:
@@ -304,39 +312,14 @@ def _credentials(tokens: tuple[SecretStr, ...]) -> tuple[Credential, ...]:
     return tuple(Credential(hashlib.sha256(secret.encode()).hexdigest()[:8], secret) for secret in secrets)
 
 
-@cache
-def _checked_base_url(url: str) -> str:
-    trimmed = url.strip().rstrip("/")
-    try:
-        parts = urlsplit(trimmed)
-        usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or "?" in trimmed or "#" in trimmed or "@" in trimmed:
-        raise UsageError("SHOPCRAWL_TMAPI_BASE_URL must look like https://api.tmapi.io: no login, no query")
-    return trimmed
-
-
-def _shown(text: str) -> str:
-    """A key as it is safe to print: quoted, escaped and short."""
-    return ascii(text[:40]) + ("…" if len(text) > 40 else "") if not text.isprintable() else repr(text[:40])
-
-
 def _choice(name: str, value: str) -> str:
     if value not in SORTS:
-        raise UsageError(f"{name} {_shown(value)} is unknown; choose one of {', '.join(SORTS)}")
+        raise UsageError(f"{name} {base.shown(value)} is unknown; choose one of {', '.join(SORTS)}")
     return value
-
-
-def _number(name: str, value: str | int, most: int) -> int:
-    text = str(value)
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
-        raise UsageError(f"{name} must be a whole number from 1 to {most}, not {_shown(text)}")
-    return int(text)
 
 
 def _matching(name: str, value: str, form: re.Pattern[str]) -> str:
     if not form.fullmatch(value):
         kind = "a price such as 12 or 12.50" if form is _PRICE else "letters, digits, _ and -"
-        raise UsageError(f"{name} must be {kind}, not {_shown(value)}")
+        raise UsageError(f"{name} must be {kind}, not {base.shown(value)}")
     return value

@@ -1,0 +1,38 @@
+"""What `shopcrawl plan` prints: calls for each shop and in all."""
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from producer.console.text import number, plain
+from producer.estimate import Estimate, ShopEstimate
+
+MOST_SHOPS = 20
+
+
+def print_estimate(console: Console, estimate: Estimate) -> None:
+    """Print the shops that need most calls, and the sums."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), show_footer=True)
+    table.add_column("shop", f"{number(len(estimate.shops))} shops", overflow="ellipsis", max_width=40)
+    table.add_column("source")
+    table.add_column("items", number(estimate.items), justify="right", footer_style="bold")
+    table.add_column("calls", number(estimate.calls), justify="right", footer_style="bold")
+    table.add_column("from")
+    largest = sorted(estimate.shops, key=lambda each: (each.calls is None, -(each.calls or 0)))
+    for each in largest[:MOST_SHOPS]:
+        table.add_row(*_cells(each))
+    rest = largest[MOST_SHOPS:]
+    if rest:
+        calls = sum(each.calls or 0 for each in rest)
+        table.add_row(f"and {number(len(rest))} more", "", "", number(calls), style="dim")
+    console.print(Padding(table, (1, 1)))
+    notes = [f"{number(estimate.unknown)} shops are not counted in"] if estimate.unknown else []
+    notes += [f"{number(estimate.spent)} calls were made to count them"] if estimate.spent else []
+    if notes:
+        console.print(Text(f" {'; '.join(notes)}", "dim"), highlight=False)
+
+
+def _cells(each: ShopEstimate) -> list[str]:
+    figures = ["–" if figure is None else number(figure) for figure in (each.items, each.calls)]
+    return [plain(each.shop, 60), plain(each.source, 20), *figures, plain(each.basis, 80)]
