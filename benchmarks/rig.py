@@ -144,16 +144,7 @@ async def _upgrade(url: str) -> None:
 
 def worker_command(number: int) -> list[str]:
     """The arguments that start one worker process, events and remote control included."""
-    return [
-        sys.executable,
-        "-m",
-        "celery",
-        "-A",
-        "worker.app",
-        "worker",
-        f"--hostname=worker-{number}@%h",
-        "--loglevel=WARNING",
-    ]
+    return [sys.executable, "-m", "worker", f"--hostname=worker-{number}@%h", "--loglevel=WARNING"]
 
 
 def end(child: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""The Celery application: `celery -A worker.app worker` is a shopcrawl worker."""
+"""The Celery application: `python -m worker`, or `celery -A worker.app worker`, is a shopcrawl worker."""
 
 from celery import Celery
 from celery.signals import setup_logging, worker_init

@@ -6,17 +6,20 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from models.compression import zstd
 from models.database import is_postgresql, unavailable
-from models.ledger import PageResult, Stored, not_storable, store_results
+from models.ledger import PageResult, SeenPage, Stored, not_storable, store_results
 
 LARGEST_BATCH = 64
 # A transaction costs as much CPU as the storing of ten pages: filling it is worth a pause that no page notices.
 LINGER = 0.04
 LONGEST_PAUSE = 5.0
+PACK_LEVEL = 1
 # asyncpg reports a deadlock or a lost serialisation race as a plain DBAPIError with one of these states: try again.
 RETRYABLE_STATES = frozenset({"40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300", "53100", "53200", "25006"})
 LOST_CONNECTION = "08"  # the class of these states
@@ -30,6 +33,19 @@ class Waiting:
 
     result: PageResult
     stored: asyncio.Future[Stored | None]
+    packed: bytes = b""
+
+    def pack(self) -> None:
+        """Keep what the page showed in a fifth of its memory; `result` lacks it until `unpack`."""
+        if self.result.page is not None:
+            self.packed = zstd.compress(msgspec.json.encode(self.result.page), PACK_LEVEL)
+            self.result.page = None
+
+    def unpack(self) -> None:
+        """Give `result` back what `pack` took."""
+        if self.packed:
+            self.result.page = msgspec.json.decode(zstd.decompress(self.packed), type=SeenPage)
+            self.packed = b""
 
 
 class Writer:
@@ -56,6 +72,8 @@ class Writer:
         A page that the database will not take is stored as dead.
         """
         waiting = Waiting(result, asyncio.get_running_loop().create_future())
+        if len(self._queue) >= self._batch:  # it has to wait for others
+            waiting.pack()
         self._queue.append(waiting)
         self._wake.set()
         return await asyncio.shield(waiting.stored)
@@ -84,7 +102,10 @@ class Writer:
             await self._wake.wait()
         if len(self._queue) < self._batch and not self._stopping:
             await asyncio.sleep(LINGER)
-        return [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
+        batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
+        for waiting in batch:
+            waiting.unpack()
+        return batch
 
     async def _write(self, batch: Sequence[Waiting]) -> None:
         """Write a batch, again and again while the database is away; split it when something in it is at fault."""

@@ -38,7 +38,7 @@ async def start(fleet: Fleet, pages: int) -> tuple[subprocess.Popen[bytes], list
     children = psutil.Process(crawl.pid).children(recursive=True)
     commands = " ".join(word for child in children for word in child.cmdline())
     assert "redis-server" in commands
-    assert "celery" in commands
+    assert "-m worker" in commands
     return crawl, children
 
 

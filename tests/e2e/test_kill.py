@@ -143,4 +143,4 @@ async def test_embedded_worker_killed_five_times_is_started_again_and_loses_noth
 def worker_of(pid: int) -> psutil.Process:
     """The worker process that an embedded crawl runs now."""
     children = psutil.Process(pid).children(recursive=True)
-    return next(child for child in children if child.cmdline()[1:3] == ["-m", "celery"])
+    return next(child for child in children if child.cmdline()[1:3] == ["-m", "worker"])

@@ -1,0 +1,23 @@
+"""`python -m worker`: the same worker as `celery -A worker.app worker`, without the other commands of Celery's."""
+
+import sys
+
+from celery.bin.base import CLIContext
+from celery.bin.worker import worker
+
+from worker.app import app
+
+
+def main() -> None:
+    """Run `celery worker` itself with the options of this command line; ends the process with its exit code.
+
+    Celery's whole command line would load every command and plug-in, Flower's too: 12 MB in each worker.
+    """
+    # At SIGHUP Celery starts these words anew; by its path, the file would put its folder on the module path.
+    sys.argv[:1] = ["-m", "worker"]
+    context = CLIContext(app=app, no_color=True, workdir=None, quiet=False)
+    worker.main(sys.argv[2:], prog_name="python -m worker", auto_envvar_prefix="CELERY_WORKER", obj=context)
+
+
+if __name__ == "__main__":
+    main()
