@@ -125,6 +125,8 @@ class Source(Protocol):
     name: str
     option_names: tuple[str, ...] = ("page_size", "max_pages")
     """The options that `options` accepts; crawls need at least these two, as whole numbers."""
+    filter_names: tuple[str, ...] = ()
+    """Those of them that leave out a part of the shop's items."""
     needs_session: bool = False
     """Each shop is called with a session of its own, besides the credential."""
 

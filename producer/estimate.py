@@ -1,6 +1,6 @@
 """What a crawl would cost: calls for each shop, from a count made now or from its last crawl."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import Any
 
@@ -17,6 +17,7 @@ from producer.windows import Reading
 
 # Bounds that windows share, windows that are not full, and counts of windows that had to be split.
 WINDOW_OVERHEAD = 0.06
+CRAWLS_CONSIDERED = 10
 
 
 class ShopEstimate(msgspec.Struct, frozen=True):
@@ -70,17 +71,24 @@ async def remembered(connection: AsyncConnection, shops: Iterable[ShopRequest], 
     wanted = {(request.source, request.key): request for request in shops}
     columns = [shop.c.source, shop.c.key, *shop_crawl.c]
     names = ", ".join(f'c."{column.name}"' for column in shop_crawl.c)
-    # The newest crawl that learned a total; a crawl of a part of the shop says nothing about the whole.
     sql = (
         f'SELECT s.source, s."key", {names} FROM {{r}} JOIN shop s ON s.source = r.source AND s."key" = r."key"'
-        " JOIN shop_crawl c ON c.shop_id = s.id WHERE c.id = (SELECT max(l.id) FROM shop_crawl l WHERE l.shop_id = s.id"
-        " AND l.settled_at IS NOT NULL AND l.total_last IS NOT NULL)"
+        " JOIN shop_crawl c ON c.shop_id = s.id WHERE c.id IN (SELECT l.id FROM shop_crawl l WHERE l.shop_id = s.id"
+        f" AND l.settled_at IS NOT NULL AND l.total_last IS NOT NULL ORDER BY l.id DESC LIMIT {CRAWLS_CONSIDERED})"
+        " ORDER BY c.id"
     )
     rows = [{"source": source, "key": key} for source, key in wanted]
-    found = await query_rows(connection, sql, columns[:2], rows, returning=columns)
-    known = {(row.source, row.key): _estimate(row, settings, f"crawl {row.crawl_id}") for row in found}
-    unknown = (ShopEstimate(*key, None, None, "never crawled") for key in wanted if key not in known)
+    known = {}
+    for row in await query_rows(connection, sql, columns[:2], rows, returning=columns):
+        if _filters(row.source, row.options) == _filters(row.source, wanted[row.source, row.key].options):
+            known[row.source, row.key] = _estimate(row, settings, f"crawl {row.crawl_id}")
+    unknown = (ShopEstimate(*key, None, None, "never crawled like this") for key in wanted if key not in known)
     return total([*known.values(), *unknown], 0)
+
+
+def _filters(source: str, options: Mapping[str, Any]) -> list[Any]:
+    """What a crawl leaves out: the count of a part says nothing about the whole."""
+    return [options.get(name) for name in source_named(source).filter_names]
 
 
 def _estimate(row: sa.Row[Any], settings: Settings, basis: str) -> ShopEstimate:

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.bulk import query_rows
 from models.ledger import unpack_keys
+from models.source import source_named
 from models.tables import crawl, shop, shop_crawl
 from producer import slices
 from producer.facts import fact_names, fact_of
@@ -40,14 +41,14 @@ async def settle(
             verdict = judge(progress, distinct[key], lost.get(key, []))
         values = ("settled", verdict.verdict, verdict.reason, distinct[key], now)
         verdicts[key] = dict(zip(COLUMNS, values, strict=True))
-    whole = [key for key in windows if verdicts[key]["verdict"] == "complete" and not _is_filtered(shops[key].options)]
+    whole = [key for key in windows if verdicts[key]["verdict"] == "complete" and not is_filtered(shops[key])]
     await _advance_watermarks(connection, {shops[key].shop_id: newest_end(windows[key]) for key in whole})
     return verdicts
 
 
-def _is_filtered(options: Mapping[str, Any]) -> bool:
-    """Whether a crawl shows only some of a shop's items, and so proves nothing about the others."""
-    return bool(options.get("q") or options.get("cid"))
+def is_filtered(row: sa.Row[Any]) -> bool:
+    """Whether a shop crawl shows only some of what changed in the shop, and so proves nothing about the rest."""
+    return any(row.options.get(name) for name in source_named(row.source).filter_names if name != "since")
 
 
 async def _advance_watermarks(connection: AsyncConnection, ends: Mapping[int, datetime]) -> None:

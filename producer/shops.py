@@ -115,9 +115,7 @@ def _take_rows(path: str, take: Callable[[dict[str, str]], tuple[str, str]]) -> 
         raise UsageError(f"{name}: no shops in it; write one shop per line, or a CSV with the column `shop`")
 
 
-def changed_options(
-    requests: Sequence[ShopRequest], given: Mapping[str, str], settings: Settings
-) -> list[ShopRequest]:
+def changed_options(requests: Sequence[ShopRequest], given: Mapping[str, str], settings: Settings) -> list[ShopRequest]:
     """The same shops with other values of the options given, where their source knows them. Raises UsageError."""
     if not given:
         return list(requests)

@@ -49,7 +49,7 @@ def print_crawls(console: Console, crawls: Sequence[CrawlLine], *, now: datetime
         table.add_column(name, justify="left" if name == "started (UTC)" else "right", no_wrap=True)
     for name, style in VERDICT_STYLES.items():
         table.add_column(name, justify="right", style=style, no_wrap=True)
-    table.add_column("state")
+    table.add_column("state", no_wrap=True)
     for entry in crawls:
         table.add_row(*_crawl_row(entry, now))
     console.print(Padding(table, (1, 1)))

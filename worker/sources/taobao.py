@@ -23,6 +23,7 @@ class TaobaoSource(Source):
 
     name = "top"
     option_names = top_options.OPTIONS
+    filter_names = ("q", "cid", "since")
     needs_session = True
 
     def windows(self, settings: Settings) -> WindowRules:

@@ -87,6 +87,7 @@ class TmapiSource(Source):
 
     name = "tmapi"
     option_names = _OPTIONS
+    filter_names = ("shop_cat_id", "price_start", "price_end")
 
     def credentials(self, settings: Settings) -> tuple[Credential, ...]:
         """One credential for each different token; its name is the start of the token's SHA-256."""
@@ -117,13 +118,11 @@ class TmapiSource(Source):
         if unknown:
             raise UsageError(f"unknown option {base.shown(unknown[0])} for tmapi; known: {', '.join(_OPTIONS)}")
         chosen = {name: str(value).strip() for name, value in given.items() if str(value).strip()}
-        most = settings.max_pages
+        most_pages = settings.max_pages
         options: dict[str, Any] = {
             "sort": _choice("sort", chosen.get("sort", DEFAULT_SORT)),
             "page_size": base.whole_number("page_size", chosen.get("page_size", settings.page_size), MAX_PAGE_SIZE),
-            "max_pages": base.whole_number(
-                "max_pages", chosen.get("max_pages", settings.max_pages), settings.max_pages
-            ),
+            "max_pages": base.whole_number("max_pages", chosen.get("max_pages", most_pages), most_pages),
         }
         for name, form in (("shop_cat_id", _CATEGORY), ("price_start", _PRICE), ("price_end", _PRICE)):
             if name in chosen:
