@@ -131,6 +131,24 @@ async def test_an_operator_may_lift_a_ban(
         await assert_stored_whole(fleet, 1)
 
 
+@pytest.mark.parametrize("hosted", [True, False], ids=["by another process", "by nobody"])
+async def test_an_operator_may_lift_a_ban_of_an_embedded_crawl(
+    tmp_path: Path, platform: SimulatorProcess, hosted: bool
+) -> None:
+    ban(platform, "app_daily", "midnight")
+    with fleet_before(tmp_path, platform) as fleet:
+        crawl = fleet.background("crawl", "crawl", shops_file(fleet))
+        await until(lambda: _says(fleet, "crawl", "top waits until"), what="word of the ban")
+        await until(lambda: _none_sent(fleet), what="free slots")
+        if not hosted:
+            fleet.stop("crawl")
+        platform.script({"top": {"lift": True}})
+        resumed = fleet.run("resume", "--quiet")
+        assert resumed.returncode == 0, resumed.stderr
+        assert not hosted or crawl.wait(60) == 0
+        await assert_stored_whole(fleet, 1)
+
+
 async def _says(fleet: Fleet, name: str, words: str) -> bool:
     return words in fleet.log(name)
 
