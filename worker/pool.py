@@ -41,7 +41,10 @@ class TaskCrashError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """One task on its way through the pool; ``signal`` is set once it was told to end."""
+    """One task on its way through the pool; ``signal`` is set once it was told to end.
+
+    ``ahead`` is awaited before Celery's tracer runs, which finds in ``ended`` what that returned or raised.
+    """
 
     id: int
     target: Callable[..., Outcome]
@@ -50,6 +53,8 @@ class Job:
     callbacks: dict[str, Callable[..., None]]
     soft_timeout: float | None
     timeout: float | None
+    ahead: Callable[..., Coroutine[Any, Any, Any]] | None = None
+    ended: tuple[Any, Exception | None] | None = None
     signal: int | None = None
     task: asyncio.Task[Outcome] | None = None
 
@@ -78,6 +83,27 @@ def async_task(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
     return body
 
 
+def light_task(function: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Like `async_task`, in 10 kB less for each running task: Celery's tracer need not wait for it in a greenlet.
+
+    The tracer learns how it ended: retries, failures and the runtime in events are as ever. But while it runs there is
+    no current task or request (so no ``bind=True``); ``task_prerun`` and the tracer's own log lines come at its end.
+    """
+
+    @functools.wraps(function)
+    def body(*args: P.args, **kwargs: P.kwargs) -> T:
+        job = _current_job.get()
+        if job is None or job.ended is None:
+            return run(function(*args, **kwargs))
+        result, error = job.ended
+        if error is not None:
+            raise error
+        return result  # type: ignore[no-any-return]
+
+    body.ahead = function  # type: ignore[attr-defined]
+    return body
+
+
 async def _within_soft_limit(coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
     try:
         async with asyncio.timeout(seconds) as limit:
@@ -93,11 +119,29 @@ async def _trace(job: Job) -> Outcome:
     _current_job.set(job)
     try:
         async with asyncio.timeout(job.timeout) as limit:
+            if job.ahead is not None:
+                return await _trace_afterwards(job, job.ahead)
             return await greenlet_spawn(job.target, *job.args, **job.kwargs)
     except TimeoutError as error:
         return TimeLimitExceeded(job.timeout) if limit.expired() else error
     except BaseException as error:
         return error
+
+
+async def _trace_afterwards(job: Job, function: Callable[..., Coroutine[Any, Any, Any]]) -> Outcome:
+    started, request = time.monotonic(), job.args[2]
+    coroutine = function(*request["args"], **request["kwargs"])
+    try:
+        if job.soft_timeout:
+            coroutine = _within_soft_limit(coroutine, job.soft_timeout)
+        job.ended = await coroutine, None
+    except Exception as error:
+        job.ended = None, error
+    try:
+        failed, result, _ = job.target(*job.args, **job.kwargs)  # type: ignore[misc]
+    finally:
+        job.ended = None  # an error's traceback knows the job
+    return failed, result, time.monotonic() - started
 
 
 def _exception_info(error: BaseException) -> ExceptionInfo:
@@ -256,7 +300,9 @@ class AsyncioPool(BasePool):  # type: ignore[misc]  # celery ships no types
         }
         soft_timeout = soft_timeout or self.options.get("soft_timeout")
         timeout = timeout or self.options.get("timeout")
-        job = Job(next(self._ids), target, tuple(args), dict(kwargs), callbacks, soft_timeout, timeout)
+        task = self.app.tasks.get(args[0]) if self.app and args else None
+        ahead = getattr(getattr(task, "run", None), "ahead", None)
+        job = Job(next(self._ids), target, tuple(args), dict(kwargs), callbacks, soft_timeout, timeout, ahead)
         self._waiting.append(job)
         self._begin_waiting()
 

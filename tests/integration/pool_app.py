@@ -10,7 +10,7 @@ from celery import Celery
 from greenlet import GreenletExit  # type: ignore[import-untyped]
 
 from worker.loop import on_loop_start, on_loop_stop
-from worker.pool import AsyncioPool, async_task
+from worker.pool import AsyncioPool, async_task, light_task
 from worker.transport import install
 
 install()
@@ -27,6 +27,8 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     task_default_queue="pool",
 )
+# All but the task that looks at its request can be of either kind.
+either_task = light_task if os.environ.get("POOL_TASKS") == "light" else async_task
 journal = redis.asyncio.Redis.from_url(os.environ["POOL_BROKER"], client_name="journal", decode_responses=True)
 
 
@@ -62,7 +64,7 @@ async def nap(self: Any, name: str, seconds: float) -> None:
 
 
 @app.task(name="linger")  # type: ignore[untyped-decorator]
-@async_task
+@either_task
 async def linger(name: str, key: str) -> None:
     """Wait until a key exists; note on the way in how many wait, and on the way out how it ended."""
     await note("begin", name, await journal.incr("running"))
@@ -78,7 +80,7 @@ async def linger(name: str, key: str) -> None:
 
 
 @app.task(name="crash")  # type: ignore[untyped-decorator]
-@async_task
+@either_task
 async def crash(kind: str) -> None:
     """Raise what no task should."""
     await asyncio.sleep(0)
@@ -99,21 +101,21 @@ def crash_plainly() -> None:
 
 
 @app.task(name="limited", time_limit=0.2)  # type: ignore[untyped-decorator]
-@async_task
+@either_task
 async def limited() -> None:
     """Run into the hard time limit."""
     await asyncio.sleep(60)
 
 
 @app.task(name="soft_limited", soft_time_limit=0.2)  # type: ignore[untyped-decorator]
-@async_task
+@either_task
 async def soft_limited() -> None:
     """Run into the soft time limit."""
     await asyncio.sleep(60)
 
 
 @app.task(name="block")  # type: ignore[untyped-decorator]
-@async_task
+@either_task
 async def block(seconds: float) -> None:
     """Block the loop."""
     time.sleep(seconds)  # noqa: ASYNC251  # the sin the watchdog is for

@@ -101,8 +101,9 @@ def test_tasks_interleave_in_one_process_and_each_keeps_its_own_request(start: C
     worker.wait(lambda: worker.left() == (0, 0))
 
 
-def test_nothing_a_task_raises_costs_a_slot_or_a_second_run(start: Callable[..., PoolWorker]) -> None:
-    worker = start(1)
+@pytest.mark.parametrize("tasks", ["plain", "light"])
+def test_nothing_a_task_raises_costs_a_slot_or_a_second_run(start: Callable[..., PoolWorker], tasks: str) -> None:
+    worker = start(1, POOL_TASKS=tasks)
     for kind in ("exit", "interrupt", "cancel", "memory", "greenlet", "error"):
         worker.send("crash", kind)
     for task in ("crash_plainly", "limited", "soft_limited"):
@@ -123,8 +124,11 @@ def test_nothing_a_task_raises_costs_a_slot_or_a_second_run(start: Callable[...,
     assert worker.end(signal.SIGTERM) == 0
 
 
-def test_revoke_with_terminate_cancels_the_coroutine_and_frees_its_slot(start: Callable[..., PoolWorker]) -> None:
-    worker = start(1)
+@pytest.mark.parametrize("tasks", ["plain", "light"])
+def test_revoke_with_terminate_cancels_the_coroutine_and_frees_its_slot(
+    start: Callable[..., PoolWorker], tasks: str
+) -> None:
+    worker = start(1, POOL_TASKS=tasks)
     task_id = worker.send("linger", "doomed", "never")
     worker.wait_for("begin", 1)
     worker.app.control.revoke(task_id, terminate=True)
@@ -156,8 +160,11 @@ def test_remote_control_grows_and_shrinks_the_concurrency(start: Callable[..., P
     assert max(int(running) for name, running in worker.journal("begin") if name.startswith("late")) == 2
 
 
-def test_sigterm_finishes_and_acknowledges_what_runs_and_takes_nothing_new(start: Callable[..., PoolWorker]) -> None:
-    worker = start(3)
+@pytest.mark.parametrize("tasks", ["plain", "light"])
+def test_sigterm_finishes_and_acknowledges_what_runs_and_takes_nothing_new(
+    start: Callable[..., PoolWorker], tasks: str
+) -> None:
+    worker = start(3, POOL_TASKS=tasks)
     for number in range(5):
         worker.send("linger", f"task{number}", "open")
     worker.wait_for("begin", 3)
@@ -185,8 +192,9 @@ def test_sigquit_cancels_what_runs_and_returns_its_messages(
     assert "NotImplementedError" not in worker.log.read_text()
 
 
-def test_sigquit_during_a_warm_shutdown_cancels_what_is_left(start: Callable[..., PoolWorker]) -> None:
-    worker = start(2)
+@pytest.mark.parametrize("tasks", ["plain", "light"])
+def test_sigquit_during_a_warm_shutdown_cancels_what_is_left(start: Callable[..., PoolWorker], tasks: str) -> None:
+    worker = start(2, POOL_TASKS=tasks)
     for number in range(2):
         worker.send("linger", f"task{number}", "open")
     worker.wait_for("begin", 2)
@@ -197,8 +205,11 @@ def test_sigquit_during_a_warm_shutdown_cancels_what_is_left(start: Callable[...
     assert worker.left() == (2, 0)
 
 
-def test_a_lost_connection_cancels_what_runs_and_each_task_ends_once(start: Callable[..., PoolWorker]) -> None:
-    worker = start(4)
+@pytest.mark.parametrize("tasks", ["plain", "light"])
+def test_a_lost_connection_cancels_what_runs_and_each_task_ends_once(
+    start: Callable[..., PoolWorker], tasks: str
+) -> None:
+    worker = start(4, POOL_TASKS=tasks)
     for number in range(4):
         worker.send("linger", f"task{number}", "open")
     worker.wait_for("begin", 4)
