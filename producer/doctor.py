@@ -1,11 +1,11 @@
 """`shopcrawl doctor`: ask each service a few cheap questions, then judge the answers, one line and one cure each."""
 
 import asyncio
-import hashlib
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -16,18 +16,22 @@ import aiohttp
 import redis.asyncio
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from models.addresses import is_loopback
 from models.database import create_engine, is_postgresql, schema_state, unavailable
-from models.errors import ShopcrawlError, UnavailableError
+from models.errors import ShopcrawlError, UnavailableError, UsageError
 from models.redact import redact
 from models.settings import Settings
+from models.source import Source, source_named, source_names
+from models.tables import session
+from models.vault import KEY_FILE, WRONG_KEY, Vault
 from producer.local import OLDEST_REDIS, find_redis
 
 OLDEST_POSTGRESQL, OLDEST_SQLITE = (13,), (3, 35)
 CLOCK_TOLERANCE = 60.0  # seconds
 ANSWER_WITHIN = 15.0  # seconds for each service
+SESSIONS_TRIED = 100  # the newest ones, to see whether the key fits
 SCARCE_DISK, FULL_DISK = 2 * 1024**3, 200 * 1024**2  # bytes free
 
 
@@ -42,33 +46,53 @@ class Check:
 
 
 @dataclass(frozen=True)
+class StoredSessions:
+    """The shops' sessions in a database: how many there are, how many were refused, and the newest ones, sealed."""
+
+    total: int = 0
+    refused: int = 0
+    newest: Sequence[bytes] = ()
+
+
+@dataclass(frozen=True)
 class DatabaseAnswer:
     """What a database says about itself; `schema` is (its version or None, ours), `ahead` our clock minus its, in s."""
 
     kind: str
     version: tuple[int, ...]
     schema: tuple[str | None, str]
+    sessions: StoredSessions = StoredSessions()
     ahead: float | None = None
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Checks made on one service and how far our clock is ahead of its, in seconds."""
+    """Checks made on one service, how far our clock is ahead of its, in seconds, and sessions if it stores some."""
 
     checks: list[Check] = field(default_factory=list)
     ahead: float | None = None
+    sessions: StoredSessions = StoredSessions()
 
 
 async def run_checks(settings: Settings) -> list[Check]:
     """Check everything a crawl needs. Raises nothing: whatever goes wrong is a check's result."""
-    database, broker, api = await asyncio.gather(check_database(settings), check_redis(settings), check_api(settings))
-    clocks = {"the database": database.ahead, "the API": api.ahead}
+    broken, sources = load_sources()
+    configured = [source for source in sources if source.credentials(settings)]
+    database, broker, apis = await asyncio.gather(
+        check_database(settings),
+        check_redis(settings),
+        asyncio.gather(*(check_api(source, settings) for source in configured)),
+    )
+    clocks = {"the database": database.ahead}
+    clocks |= {f"{source.name}'s API": api.ahead for source, api in zip(configured, apis, strict=True)}
     return [
         *database.checks,
         *broker,
         judge_clock({name: ahead for name, ahead in clocks.items() if ahead is not None}),
-        judge_tokens([token.get_secret_value() for token in settings.tmapi_tokens]),
-        *api.checks,
+        *broken,
+        *judge_sources(sources, settings),
+        *(check for api in apis for check in api.checks),
+        *check_sessions(database.sessions, settings, needed=any(source.needs_session for source in configured)),
         judge_user(os.geteuid(), settings.allow_root),
         check_data_dir(settings.data_dir),
     ]
@@ -88,7 +112,8 @@ async def check_database(settings: Settings) -> Findings:
         error = str(reason)
     else:
         embedded = settings.database_url is None
-        return Findings([judge_database(answer), judge_schema(*answer.schema, embedded=embedded)], answer.ahead)
+        checks = [judge_database(answer), judge_schema(*answer.schema, embedded=embedded)]
+        return Findings(checks, answer.ahead, answer.sessions)
     cure = "start the database, or correct SHOPCRAWL_DATABASE_URL"
     return Findings([Check("database", False, _one_line(error, settings), cure)])
 
@@ -109,14 +134,22 @@ async def _ask_database(url: str) -> DatabaseAnswer:
 async def _ask_engine(engine: AsyncEngine) -> DatabaseAnswer:
     schema = await schema_state(engine)
     async with engine.connect() as connection:
+        sessions = await _ask_for_sessions(connection) if schema[0] == schema[1] else StoredSessions()
         if not is_postgresql(connection):
             text = str(await connection.scalar(sa.text("SELECT sqlite_version()")))
-            return DatabaseAnswer("SQLite", tuple(int(part) for part in text.split(".")), schema)
+            return DatabaseAnswer("SQLite", tuple(int(part) for part in text.split(".")), schema, sessions)
         number = int(await connection.scalar(sa.text("SELECT current_setting('server_version_num')")) or 0)
         started = time.time()
         theirs = await connection.scalar(sa.text("SELECT extract(epoch FROM clock_timestamp())::float8"))
         ahead = (started + time.time()) / 2 - float(theirs or 0)
-        return DatabaseAnswer("PostgreSQL", (number // 10_000, number % 10_000), schema, ahead)
+        return DatabaseAnswer("PostgreSQL", (number // 10_000, number % 10_000), schema, sessions, ahead)
+
+
+async def _ask_for_sessions(connection: AsyncConnection) -> StoredSessions:
+    counts = await connection.execute(sa.select(sa.func.count(), sa.func.count(session.c.refused_at)))
+    total, refused = counts.one()
+    newest = sa.select(session.c.sealed).order_by(session.c.set_at.desc()).limit(SESSIONS_TRIED)
+    return StoredSessions(total, refused, list(await connection.scalars(newest)))
 
 
 def judge_database(answer: DatabaseAnswer) -> Check:
@@ -194,41 +227,71 @@ def judge_clock(ahead: dict[str, float]) -> Check:
     return Check("clock", False, f"this machine is {detail}", f"set the clock (NTP) of this machine or of {name}")
 
 
-def judge_tokens(tokens: list[str]) -> Check:
-    """Whether there is a token; tells them apart by fingerprint, never by text."""
-    if not tokens:
-        return Check("token", False, "no TMAPI token", "set SHOPCRAWL_TMAPI_TOKENS (comma-separated)")
-    prints = [hashlib.sha256(token.encode()).hexdigest()[:8] for token in tokens]
-    detail = f"{len(tokens)} TMAPI token{'s' if len(tokens) > 1 else ''}: {', '.join(prints)}"
-    if len(set(prints)) < len(prints):
-        return Check("token", None, detail, "remove the token that is given twice: it doubles no limit")
-    return Check("token", True, detail)
+def load_sources() -> tuple[list[Check], list[Source]]:
+    """Every registered source, and a check for each that cannot be loaded: it may be somebody else's package."""
+    broken, sources = [], []
+    for name in source_names():
+        try:
+            sources.append(source_named(name))
+        except Exception as error:
+            detail = f"cannot be loaded: {type(error).__name__}"
+            broken.append(
+                Check(f"source {name}", False, detail, "install the package that brings it again, or remove it")
+            )
+    return broken, sources
 
 
-async def check_api(settings: Settings) -> Findings:
-    """Call the API's address once without a token, which costs nothing; any HTTP answer counts."""
-    address = judge_address(settings.tmapi_base_url)
-    if address.ok is False:
-        return Findings([address])
+def judge_sources(sources: Sequence[Source], settings: Settings) -> list[Check]:
+    """Which sources have credentials, told by their fingerprints, never by their text; one is enough."""
+    checks = [_judge_credentials(source, settings) for source in sources]
+    found = [check for check in checks if check is not None]
+    if found:
+        return found
+    cure = ", or ".join(source.credential_help() for source in sources)
+    return [Check("credential", False, "no source has one", cure or "install shopcrawl again: it has no source")]
+
+
+def _judge_credentials(source: Source, settings: Settings) -> Check | None:
+    names = [credential.name for credential in source.credentials(settings)]
+    what = f"{source.name} credential"
+    if names:
+        detail = f"{len(names)}, by fingerprint: {', '.join(names)}"
+        if source.name == "tmapi" and len(names) < len(settings.tmapi_tokens):
+            return Check(what, None, detail, "remove the token that is given twice: it doubles no limit")
+        return Check(what, True, detail)
+    if source.name == "top" and (settings.top_app_key or settings.top_app_secret):
+        missing = "secret" if settings.top_app_key else "key"
+        return Check(what, False, f"the app's {missing} is missing", source.credential_help())
+    return None
+
+
+async def check_api(source: Source, settings: Settings) -> Findings:
+    """Call a source's address once without a parameter, which costs nothing; any HTTP answer counts."""
+    name = f"{source.name} answer"
+    try:
+        url = source.base_url(settings)
+        address = judge_address(source.name, url)
+    except (UsageError, ValueError) as error:
+        return Findings([Check(f"{source.name} address", False, "not usable", _one_line(str(error), settings))])
     started = time.time()
     try:
-        status, date = await _ask_api(settings)
+        status, date = await _ask_api(url, settings)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         detail = _one_line(str(error) or f"no answer within {ANSWER_WITHIN:g} s", settings)
-        cure = "check the network, SHOPCRAWL_PROXY and SHOPCRAWL_TMAPI_BASE_URL"
-        return Findings([address, Check("api answer", False, detail, cure)])
+        cure = f"check the network, SHOPCRAWL_PROXY and the address of {source.name}"
+        return Findings([address, Check(name, False, detail, cure)])
     ahead = None if date is None else (started + time.time()) / 2 - date
-    return Findings([address, Check("api answer", True, f"HTTP {status}")], ahead)
+    return Findings([address, Check(name, True, f"HTTP {status}")], ahead)
 
 
-async def _ask_api(settings: Settings) -> tuple[int, float | None]:
+async def _ask_api(url: str, settings: Settings) -> tuple[int, float | None]:
     """(HTTP status, the server's time in seconds since 1970 if it tells)."""
     timeout = aiohttp.ClientTimeout(total=ANSWER_WITHIN)
     proxy = settings.proxy.get_secret_value() if settings.proxy is not None else None
     headers = {"User-Agent": settings.user_agent}
     async with (
-        aiohttp.ClientSession(timeout=timeout, trust_env=False, headers=headers) as session,
-        session.get(settings.tmapi_base_url, proxy=proxy, allow_redirects=False) as response,
+        aiohttp.ClientSession(timeout=timeout, trust_env=False, headers=headers) as http,
+        http.get(url, proxy=proxy, allow_redirects=False) as response,
     ):
         return response.status, http_date(response.headers.get("Date"))
 
@@ -242,20 +305,53 @@ def http_date(header: str | None) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() + 0.5
 
 
-def judge_address(url: str) -> Check:
-    """Whether the API's address is a sound one: https, or plain http to this machine."""
-    cure = "set SHOPCRAWL_TMAPI_BASE_URL to an https:// address"
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        return Check("api address", False, "not a URL", cure)
-    if parts.scheme not in {"http", "https"} or not host:
-        return Check("api address", False, "not an http address", cure)
+def judge_address(name: str, url: str) -> Check:
+    """Whether calls to a source's address are encrypted, or stay on this machine."""
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port
     shown = f"{parts.scheme}://{host}{f':{port}' if port else ''}"
     if parts.scheme == "http" and not is_loopback(host):
-        return Check("api address", None, f"{shown} is not encrypted: the token can be read on its way", cure)
-    return Check("api address", True, shown)
+        detail = f"{shown} is not encrypted: secrets can be read on their way"
+        return Check(f"{name} address", None, detail, "set an https:// address if the server has one")
+    return Check(f"{name} address", True, shown)
+
+
+def check_sessions(stored: StoredSessions, settings: Settings, *, needed: bool) -> list[Check]:
+    """The shops' sessions and the key that seals them; nothing if no source needs any and none is stored."""
+    if not needed and not stored.total:
+        return []
+    try:
+        opened = Vault(settings).open(stored.newest)
+    except UsageError as error:
+        key = Check("secret key", False, str(error), "sessions can be neither stored nor used until this is mended")
+    else:
+        key = judge_key(settings, unreadable=opened.count(None))
+    return [key, judge_sessions(stored)]
+
+
+def judge_key(settings: Settings, *, unreadable: int) -> Check:
+    """Where the key comes from, and whether it opens the newest sessions."""
+    file = settings.data_dir.absolute() / KEY_FILE
+    where = "SHOPCRAWL_SECRET_KEY" if settings.secret_key else f"{file}, mode 600"
+    if unreadable:
+        cure = "bring that key back (docs/runbook.md), or set these sessions anew"
+        return Check("secret key", False, f"{unreadable} of the newest sessions are {WRONG_KEY}", cure)
+    if not settings.secret_key and not file.exists():
+        where = f"{file}, to be made with the first session"
+    if not settings.secret_key and settings.redis_url is not None:
+        cure = "set SHOPCRAWL_SECRET_KEY everywhere if workers or commands run on other machines"
+        return Check("secret key", None, where, cure)
+    return Check("secret key", True, where)
+
+
+def judge_sessions(stored: StoredSessions) -> Check:
+    """Whether shops have sessions, and whether some were refused."""
+    if not stored.total:
+        return Check("sessions", None, "none stored", "`shopcrawl session set SHOP` stores one")
+    detail = f"{stored.total} stored, {stored.refused} refused"
+    if not stored.refused:
+        return Check("sessions", True, detail)
+    return Check("sessions", None, detail, "`shopcrawl session list` names them, `shopcrawl session set` renews one")
 
 
 def judge_user(uid: int, allow_root: bool) -> Check:

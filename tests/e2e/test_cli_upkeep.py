@@ -18,7 +18,8 @@ def test_doctor_finds_a_working_set_up_sound(crawled: Crawled) -> None:
     done = crawled.here("doctor")
     assert (done.code, done.err) == (0, "")
     assert "✘" not in done.out
-    for name in ("database", "schema", "redis", "clock", "token", "api address", "api answer", "data folder"):
+    sources = [f"tmapi {what}" for what in ("credential", "address", "answer")]
+    for name in ("database", "schema", "redis", "clock", *sources, "data folder"):
         assert f"✔ {name}:" in done.out or f"▲ {name}:" in done.out
     assert TOKEN not in done.out
 
@@ -27,8 +28,9 @@ def test_doctor_finds_a_working_set_up_sound(crawled: Crawled) -> None:
     ("changed", "cure"),
     [
         ({"tmapi_tokens": ""}, "set SHOPCRAWL_TMAPI_TOKENS"),
-        ({"tmapi_base_url": "ftp://api"}, "set SHOPCRAWL_TMAPI_BASE_URL"),
+        ({"tmapi_base_url": "ftp://api"}, "SHOPCRAWL_TMAPI_BASE_URL must look like"),
         ({"tmapi_base_url": "http://127.0.0.1:1"}, "check the network"),
+        ({"top_app_key": "canary-key"}, "set SHOPCRAWL_TOP_APP_KEY and SHOPCRAWL_TOP_APP_SECRET"),
         ({"redis_url": "redis://:canary-r@127.0.0.1:1/0"}, "start Redis, or correct SHOPCRAWL_REDIS_URL"),
         ({"redis_url": "http://x"}, "SHOPCRAWL_REDIS_URL"),
         ({"database_url": "postgresql://u:canary-d@127.0.0.1:1/d"}, "start the database, or correct"),

@@ -6,8 +6,10 @@ import pytest
 
 from models.errors import UnavailableError
 from models.settings import load_settings
+from models.source import source_named
+from models.vault import Vault, new_key
 from producer import doctor
-from producer.doctor import Check, DatabaseAnswer
+from producer.doctor import Check, DatabaseAnswer, StoredSessions
 
 HEAD = "0002"
 DISK = 10 * 1024**3
@@ -79,14 +81,58 @@ def test_clock_more_than_a_minute_off_is_named(ahead: dict[str, float], ok: bool
     assert bool(check.cure) is (ok is False)
 
 
-def test_tokens_are_told_apart_but_never_shown() -> None:
-    tokens = ["canary-token-one", "canary-token-two"]
-    check = doctor.judge_tokens(tokens)
-    assert check.ok
-    assert "2 TMAPI tokens" in check.detail
-    assert not any(token in str(check) for token in tokens)
-    assert doctor.judge_tokens([]).ok is False
-    assert doctor.judge_tokens([tokens[0], tokens[0]]).ok is None
+SOURCES = [source_named("tmapi"), source_named("top")]
+
+
+def test_credentials_are_told_apart_but_never_shown() -> None:
+    secrets = ["canary-token-one", "canary-token-two", "canary-app-key", "canary-app-secret"]
+    settings = load_settings(tmapi_tokens=",".join(secrets[:2]), top_app_key=secrets[2], top_app_secret=secrets[3])
+    tmapi, top = doctor.judge_sources(SOURCES, settings)
+    assert tmapi.ok and tmapi.detail.startswith("2, by fingerprint: ")
+    assert top.ok and top.detail.startswith("1, by fingerprint: ")
+    assert not any(secret in str(check) for secret in secrets for check in (tmapi, top))
+
+
+def test_one_source_is_enough_and_the_other_is_not_spoken_of() -> None:
+    for given, name in (
+        ({"tmapi_tokens": "canary-token"}, "tmapi credential"),
+        ({"top_app_key": "key", "top_app_secret": "canary-secret"}, "top credential"),
+    ):
+        [check] = doctor.judge_sources(SOURCES, load_settings(**given))
+        assert (check.name, check.ok) == (name, True)
+
+
+def test_without_any_credential_the_cure_names_all_of_them() -> None:
+    [check] = doctor.judge_sources(SOURCES, load_settings())
+    assert check.ok is False
+    for variable in ("SHOPCRAWL_TMAPI_TOKENS", "SHOPCRAWL_TOP_APP_KEY", "SHOPCRAWL_TOP_APP_SECRET"):
+        assert variable in check.cure
+
+
+@pytest.mark.parametrize(("given", "missing"), [("top_app_key", "secret"), ("top_app_secret", "key")])
+def test_half_an_app_is_a_failure_even_beside_a_token(given: str, missing: str) -> None:
+    tmapi, top = doctor.judge_sources(SOURCES, load_settings(tmapi_tokens="t", **{given: "canary-half"}))
+    assert tmapi.ok and top.ok is False
+    assert top.detail == f"the app's {missing} is missing"
+    assert "canary-half" not in str(top) and "SHOPCRAWL_TOP_APP_KEY" in top.cure
+
+
+def test_a_token_given_twice_is_warned_about() -> None:
+    [check] = doctor.judge_sources(SOURCES, load_settings(tmapi_tokens="one,one"))
+    assert check.ok is None and "given twice" in check.cure
+
+
+def test_a_source_that_cannot_be_loaded_is_named_and_the_others_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> object:
+        if name == "broken":
+            raise ImportError("no module named canary")
+        return source_named(name)
+
+    monkeypatch.setattr(doctor, "source_names", lambda: ["broken", "top"])
+    monkeypatch.setattr(doctor, "source_named", load)
+    [check], sources = doctor.load_sources()
+    assert (check.name, check.ok) == ("source broken", False) and check.cure
+    assert [source.name for source in sources] == ["top"]
 
 
 @pytest.mark.parametrize(
@@ -98,21 +144,74 @@ def test_tokens_are_told_apart_but_never_shown() -> None:
         ("http://localhost", True),
         ("http://api.tmapi.io", None),
         ("http://127.0.0.1.evil.example", None),
-        ("ftp://api.tmapi.io", False),
-        ("api.tmapi.io", False),
-        ("https://", False),
-        ("https://host:port", False),
-        ("http://[::1", False),
     ],
 )
-def test_address_must_be_https_or_this_machine(url: str, ok: bool | None) -> None:
-    check = doctor.judge_address(url)
+def test_address_should_be_https_or_this_machine(url: str, ok: bool | None) -> None:
+    check = doctor.judge_address("tmapi", url)
     assert check.ok is ok
     assert bool(check.cure) is (ok is not True)
 
 
-def test_address_is_shown_without_its_password() -> None:
-    assert "s3cret" not in str(doctor.judge_address("https://user:s3cret@api.tmapi.io/path?key=s3cret"))
+@pytest.mark.parametrize("name", ["tmapi", "top"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host", "host", "https://", "https://host:port", "http://[::1", "https://u:p@host"]
+)
+async def test_an_address_that_is_none_is_not_called_and_the_cure_names_the_setting(name: str, url: str) -> None:
+    settings = load_settings(tmapi_base_url=url, top_gateway_url=url)
+    [check] = (await doctor.check_api(source_named(name), settings)).checks
+    assert check.ok is False
+    assert {"tmapi": "SHOPCRAWL_TMAPI_BASE_URL", "top": "SHOPCRAWL_TOP_GATEWAY_URL"}[name] in check.cure
+
+
+# Sessions and their key
+
+
+def test_sessions_are_not_spoken_of_where_nobody_needs_any(tmp_path: Path) -> None:
+    settings = load_settings(data_dir=tmp_path, secret_key="canary-no-key")
+    assert doctor.check_sessions(StoredSessions(), settings, needed=False) == []
+
+
+def test_a_key_that_opens_the_sessions_is_fine(tmp_path: Path) -> None:
+    for given in ({"secret_key": new_key()}, {}):
+        settings = load_settings(data_dir=tmp_path, **given)
+        stored = StoredSessions(1, 0, [text.encode() for text in Vault(settings).seal(["canary-session"])])
+        key, sessions = doctor.check_sessions(stored, settings, needed=True)
+        assert key.ok and sessions.ok
+        assert sessions.detail == "1 stored, 0 refused"
+        assert not any(secret in str([key, sessions]) for secret in ["canary-session", *given.values()])
+    assert "mode 600" in key.detail
+
+
+def test_a_lost_key_is_found_by_the_sessions_it_does_not_open(tmp_path: Path) -> None:
+    sealed = Vault(load_settings(data_dir=tmp_path, secret_key=new_key())).seal(["one", "two"])
+    stored = StoredSessions(2, 0, [text.encode() for text in sealed])
+    for given in ({"secret_key": new_key()}, {}):
+        key, _ = doctor.check_sessions(stored, load_settings(data_dir=tmp_path, **given), needed=False)
+        assert key.ok is False and key.cure
+        assert "2 of the newest sessions" in key.detail
+
+
+def test_a_key_that_is_none_or_that_others_can_read_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "secret.key").write_text(new_key())
+    (tmp_path / "secret.key").chmod(0o644)
+    for given, told in (({"secret_key": "canary-no-key"}, "`shopcrawl session key`"), ({}, "chmod 600")):
+        key, _ = doctor.check_sessions(StoredSessions(), load_settings(data_dir=tmp_path, **given), needed=True)
+        assert key.ok is False and key.cure
+        assert told in key.detail and "canary" not in str(key)
+
+
+def test_a_key_file_that_other_machines_do_not_have_is_warned_about(tmp_path: Path) -> None:
+    settings = load_settings(data_dir=tmp_path, redis_url="redis://127.0.0.1:1/0")
+    key, _ = doctor.check_sessions(StoredSessions(), settings, needed=True)
+    assert key.ok is None and "SHOPCRAWL_SECRET_KEY" in key.cure
+    assert not list(tmp_path.iterdir()), "looking makes no key"
+
+
+@pytest.mark.parametrize(("total", "refused", "ok"), [(0, 0, None), (300, 0, True), (300, 30, None)])
+def test_shops_without_a_usable_session_are_counted(total: int, refused: int, ok: bool | None) -> None:
+    check = doctor.judge_sessions(StoredSessions(total, refused))
+    assert check.ok is ok
+    assert bool(check.cure) is (ok is not True)
 
 
 @pytest.mark.parametrize(
