@@ -1,5 +1,6 @@
 """Settings, read once from the environment or `.env`, frozen, and passed on as a value."""
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -7,6 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from models.billing import parse_prices
 from models.errors import UsageError
 
 SECRETS_DIR = Path("/run/secrets")
@@ -52,6 +54,15 @@ class Settings(BaseSettings):
     secret_key: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Fernet keys for stored sessions, comma-separated, newest first; empty: a file in DATA_DIR"
     )
+
+    currency: str = Field("CNY", min_length=1, max_length=8, description="what prices and budgets of money are in")
+    tmapi_prices: str = Field("0", description="price of a call; outcomes with their own: 0.01,417=0,503=0")
+    top_prices: str = Field("0", description="price of a call; outcomes with their own: 0.01,27=0")
+    tmapi_daily_calls: int | None = Field(None, ge=0, description="calls a day (UTC) never exceeded")
+    tmapi_daily_spend: Decimal | None = Field(None, ge=0, description="money a day never exceeded")
+    top_daily_calls: int | None = Field(None, ge=0, description="calls a day (UTC) never exceeded")
+    top_daily_spend: Decimal | None = Field(None, ge=0, description="money a day never exceeded")
+    credential_daily_calls: int | None = Field(None, ge=0, description="calls a day (UTC) of one credential")
 
     page_size: int = Field(20, ge=1, le=200, description="items asked for per page")
     max_pages: int = Field(5_000, ge=1, description="pages of one shop that are never exceeded")
@@ -107,6 +118,27 @@ class Settings(BaseSettings):
     @classmethod
     def _empty_is_unset(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator(
+        "tmapi_daily_calls",
+        "tmapi_daily_spend",
+        "top_daily_calls",
+        "top_daily_spend",
+        "credential_daily_calls",
+        mode="before",
+    )
+    @classmethod
+    def _empty_is_no_cap(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("tmapi_prices", "top_prices")
+    @classmethod
+    def _prices_are_prices(cls, value: str) -> str:
+        try:
+            parse_prices(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return value
 
     @field_validator("proxy")
     @classmethod

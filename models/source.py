@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from models.billing import Prices
 from models.errors import UsageError
 from models.messages import PageTask
 from models.settings import Settings
@@ -145,6 +146,14 @@ class Source(Protocol):
 
     def limits(self, settings: Settings) -> Limits:
         """The limiter's bounds for each credential."""
+
+    def prices(self, settings: Settings) -> Prices:  # noqa: ARG002 (for adapters)
+        """What its calls cost."""
+        return Prices()
+
+    def daily_caps(self, settings: Settings) -> tuple[int | None, Decimal | None]:  # noqa: ARG002 (for adapters)
+        """The calls and the money of a day (UTC) that are never exceeded; None: no cap."""
+        return None, None
 
     def check_shop(self, shop: str) -> None:
         """Accept a shop key. Raises UsageError that says what is wrong with it."""

@@ -66,8 +66,8 @@ def _id() -> sa.Column[int]:
     return sa.Column("id", BigId, sa.Identity(always=False), primary_key=True)
 
 
-def _count(name: str) -> sa.Column[int]:
-    return sa.Column(name, sa.BigInteger(), nullable=False, server_default="0")
+def _count(name: str, comment: str | None = None) -> sa.Column[int]:
+    return sa.Column(name, sa.BigInteger(), nullable=False, server_default="0", comment=comment)
 
 
 crawl = sa.Table(
@@ -81,6 +81,11 @@ crawl = sa.Table(
     ),
     sa.Column("priority", sa.SmallInteger, nullable=False),
     sa.Column("options", Json, nullable=False),
+    sa.Column("max_calls", sa.BigInteger, comment="budget of calls"),
+    sa.Column("max_spend", Money, comment="budget of money"),
+    _count("reserved", "calls reserved: settled, in flight, or never heard of again"),
+    sa.Column("spend", Money, nullable=False, server_default="0", comment="money reserved or spent"),
+    sa.Column("reason", sa.Text, comment="what it waits for"),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("finished_at", UtcDateTime),
     sa.Index("ix_crawl_running", "fingerprint", postgresql_where=sa.text("state <> 'finished'")),
@@ -130,6 +135,8 @@ shop_crawl = sa.Table(
     _count("distinct_items"),
     _count("new_items"),
     _count("changed_items"),
+    _count("reserved", "calls reserved: settled, in flight, or never heard of again"),
+    sa.Column("spend", Money, nullable=False, server_default="0", comment="money reserved or spent"),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("settled_at", UtcDateTime),
     sa.UniqueConstraint("crawl_id", "shop_id"),
@@ -192,6 +199,12 @@ page = sa.Table(
         "sent_at",
         postgresql_where=sa.text("state = 'sent'"),
         sqlite_where=sa.text("state = 'sent'"),
+    ),
+    sa.Index(
+        "ix_page_held",
+        "shop_crawl_id",
+        postgresql_where=sa.text("state = 'held'"),
+        sqlite_where=sa.text("state = 'held'"),
     ),
     sa.Index(
         "ix_page_unreviewed",
@@ -257,8 +270,19 @@ call = sa.Table(
     sa.Column("credential", sa.Text, nullable=False, comment="fingerprint, never the secret"),
     sa.Column("outcome", sa.Text, nullable=False, comment="effective code"),
     sa.Column("calls", sa.Integer, nullable=False),
+    sa.Column("cost", Money, nullable=False, server_default="0", comment="in SHOPCRAWL_CURRENCY"),
     sa.Column("at", UtcDateTime, nullable=False),
     sa.Index("ix_call_crawl_id_outcome", "crawl_id", "outcome"),
+)
+
+daily_use = sa.Table(
+    "daily_use",
+    metadata,
+    sa.Column("day", Key, primary_key=True, comment="UTC, as 2026-01-31"),
+    sa.Column("source", Key, primary_key=True),
+    sa.Column("credential", Key, primary_key=True, comment="fingerprint, empty: all of the source"),
+    _count("reserved", "calls reserved: settled, in flight, or never heard of again"),
+    sa.Column("spend", Money, nullable=False, server_default="0", comment="money reserved or spent"),
 )
 
 credential = sa.Table(

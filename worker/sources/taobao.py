@@ -3,9 +3,11 @@
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from urllib.parse import urlencode
 
+from models.billing import Prices, parse_prices
 from models.errors import TransientError
 from models.messages import PageTask
 from models.settings import Settings
@@ -55,6 +57,14 @@ class TaobaoSource(Source):
         """The limiter's bounds for the app."""
         ceiling = settings.top_concurrency_max
         return Limits(settings.top_rate, min(settings.top_concurrency_start, ceiling), 1.0, ceiling)
+
+    def prices(self, settings: Settings) -> Prices:
+        """As set: the vendor publishes none."""
+        return parse_prices(settings.top_prices)
+
+    def daily_caps(self, settings: Settings) -> tuple[int | None, Decimal | None]:
+        """As set."""
+        return settings.top_daily_calls, settings.top_daily_spend
 
     def check_shop(self, shop: str) -> None:
         """Accept a seller's nick: 1 to 128 letters, digits, Chinese characters and `_ . : @ · -`. Raises UsageError."""

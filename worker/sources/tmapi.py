@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from models.billing import Prices, parse_prices
 from models.errors import (
     CredentialParkedError,
     FetchError,
@@ -105,6 +106,14 @@ class TmapiSource(Source):
         """The limiter's bounds for each token."""
         ceiling = settings.tmapi_concurrency_max
         return Limits(settings.tmapi_rate, min(settings.tmapi_concurrency_start, ceiling), 1.0, ceiling)
+
+    def prices(self, settings: Settings) -> Prices:
+        """As set: the vendor publishes none."""
+        return parse_prices(settings.tmapi_prices)
+
+    def daily_caps(self, settings: Settings) -> tuple[int | None, Decimal | None]:
+        """As set."""
+        return settings.tmapi_daily_calls, settings.tmapi_daily_spend
 
     def check_shop(self, shop: str) -> None:
         """Accept a member id: 1 to 128 letters, digits, Chinese characters and `_ . @ -`. Raises UsageError."""
