@@ -26,9 +26,10 @@ def load_compose(variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     return found
 
 
-def make_secrets(folder: Path, tokens: str) -> subprocess.CompletedProcess[str]:
-    """Run docker/make-secrets, with `tokens` if they are not empty."""
-    variables = {"PATH": os.environ["PATH"]} | ({"SHOPCRAWL_TMAPI_TOKENS": tokens} if tokens else {})
+def make_secrets(folder: Path, tokens: str = "", app_secret: str = "") -> subprocess.CompletedProcess[str]:
+    """Run docker/make-secrets, with `tokens` and `app_secret` where they are not empty."""
+    given = {"SHOPCRAWL_TMAPI_TOKENS": tokens, "SHOPCRAWL_TOP_APP_SECRET": app_secret}
+    variables = {"PATH": os.environ["PATH"]} | {name: value for name, value in given.items() if value}
     command = [str(ROOT / "docker/make-secrets"), str(folder)]
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 

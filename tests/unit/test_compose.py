@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 
 from models import settings as settings_module
 from models.settings import Settings, load_settings
+from models.vault import Vault
 from tests.compose import COMPOSE_FILE, ROOT, load_compose, make_secrets
 
 COMPOSE = load_compose()
@@ -84,7 +86,8 @@ def test_every_secret_is_a_file_that_git_and_the_image_never_see(tmp_path: Path)
 
 def test_each_service_has_the_secrets_it_needs_and_no_other() -> None:
     needed = {name: set(service.get("secrets", [])) for name, service in SERVICES.items()}
-    fleet = {"shopcrawl_database_url", "shopcrawl_redis_url", "shopcrawl_tmapi_tokens"}
+    demo = {"shopcrawl_database_url", "shopcrawl_redis_url", "shopcrawl_tmapi_tokens"}
+    fleet = demo | {"shopcrawl_top_app_secret", "shopcrawl_secret_key"}
     assert needed == {
         "redis": {"redis_users"},
         "postgres": {"postgres_superuser_password", "postgres_password"},
@@ -93,7 +96,7 @@ def test_each_service_has_the_secrets_it_needs_and_no_other() -> None:
         "worker": fleet,
         "flower": {"shopcrawl_redis_url", "shopcrawl_flower_password"},
         "simulator": set(),
-        "demo": fleet,
+        "demo": demo,
     }
 
 
@@ -142,8 +145,11 @@ def test_the_demo_leaves_the_real_fleet_alone() -> None:
 
 
 def test_only_real_settings_are_handed_on() -> None:
-    handed_on = re.findall(r"SHOPCRAWL_(\w+)", COMPOSE_FILE.read_text().replace("SHOPCRAWL_TMAPI_TOKENS=…", ""))
-    assert {name.lower() for name in handed_on} <= Settings.model_fields.keys()
+    text = re.sub(r"^ *#.*", "", COMPOSE_FILE.read_text(), flags=re.MULTILINE)
+    handed_on = {name.lower() for name in re.findall(r"SHOPCRAWL_(\w+)", text)}
+    assert handed_on <= Settings.model_fields.keys()
+    of_sources = {name for name in Settings.model_fields if name.startswith(("tmapi_", "top_"))}
+    assert of_sources - handed_on == {"tmapi_tokens", "top_app_secret"}, "these are secret files"
     example = re.findall(r"^(?:# )?SHOPCRAWL_(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     assert {name.lower() for name in example} <= Settings.model_fields.keys()
 
@@ -161,12 +167,13 @@ def test_the_queue_is_kept_and_never_evicted() -> None:
 def test_made_secrets_are_random_private_and_all_that_the_file_names(tmp_path: Path) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     for folder in (first, second):
-        assert make_secrets(folder, "canary-token").returncode == 0
+        assert make_secrets(folder, "canary-token", "canary-secret").returncode == 0
     wanted = {Path(secret["file"]).name for secret in COMPOSE["secrets"].values()}
     assert {path.name for path in first.iterdir()} == wanted | {"redis_password", ".gitignore"}
     assert stat.S_IMODE(first.stat().st_mode) == 0o700
-    for name in wanted - {"shopcrawl_tmapi_tokens"}:
-        assert re.search("[0-9a-f]{48}", (first / name).read_text())
+    assert Fernet((first / "shopcrawl_secret_key").read_text().strip())
+    for name in wanted - {"shopcrawl_tmapi_tokens", "shopcrawl_top_app_secret"}:
+        assert re.search("[0-9a-f]{48}|[0-9A-Za-z_-]{43}=", (first / name).read_text())
         assert (first / name).read_text() != (second / name).read_text()
 
 
@@ -177,21 +184,40 @@ def test_made_secrets_are_kept_when_made_again(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in (tmp_path / "s").iterdir()} == before
 
 
-def test_without_tokens_no_secrets_are_made(tmp_path: Path) -> None:
-    refused = make_secrets(tmp_path / "s", "")
+def test_without_any_credential_no_secrets_are_made(tmp_path: Path) -> None:
+    refused = make_secrets(tmp_path / "s")
     assert refused.returncode != 0
-    assert "TMAPI tokens" in refused.stderr
+    assert "SHOPCRAWL_TMAPI_TOKENS" in refused.stderr
+    assert "SHOPCRAWL_TOP_APP_SECRET" in refused.stderr
     assert not (tmp_path / "s").exists()
 
 
+def test_a_source_can_be_added_to_secrets_that_were_made_for_the_other(tmp_path: Path) -> None:
+    def credentials() -> tuple[str, str]:
+        names = ("shopcrawl_tmapi_tokens", "shopcrawl_top_app_secret")
+        return (tmp_path / "s" / names[0]).read_text(), (tmp_path / "s" / names[1]).read_text()
+
+    assert make_secrets(tmp_path / "s", app_secret="canary-secret").returncode == 0
+    password = (tmp_path / "s/postgres_password").read_text()
+    assert credentials() == ("", "canary-secret")
+    assert make_secrets(tmp_path / "s", "canary-token").returncode == 0
+    assert credentials() == ("canary-token", "canary-secret")
+    assert make_secrets(tmp_path / "s").returncode == 0, "what a newer version needs besides is added"
+    assert (tmp_path / "s/postgres_password").read_text() == password
+
+
 def test_settings_are_read_from_the_secret_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_secrets(tmp_path / "s", "first-token, second-token\n")
+    make_secrets(tmp_path / "s", "first-token, second-token\n", "canary-secret")
     monkeypatch.setattr(settings_module, "SECRETS_DIR", tmp_path / "s")
     monkeypatch.chdir(tmp_path)
     settings = load_settings()
     password = (tmp_path / "s/postgres_password").read_text()
     assert settings.database == f"postgresql+asyncpg://shopcrawl:{password}@postgres:5432/shopcrawl"
     assert [token.get_secret_value() for token in settings.tmapi_tokens] == ["first-token", "second-token"]
+    assert settings.top_app_secret is not None
+    assert settings.top_app_secret.get_secret_value() == "canary-secret"
+    assert Vault(settings).seal(["canary-session"])
+    assert not list(tmp_path.rglob("secret.key")), "the key is the fleet's own"
     assert settings.flower_password is not None
     assert settings.flower_password.get_secret_value() == (tmp_path / "s/shopcrawl_flower_password").read_text()
     redis = (tmp_path / "s/redis_password").read_text()
