@@ -14,6 +14,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from models import errors
+from models.errors import FetchError
 from models.settings import Settings
 from producer import metrics as producer_metrics
 from producer.cli import app
@@ -36,6 +38,7 @@ NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?<![\w/.-])shopcrawl[ ]([^`\n|]*)")
+QUOTED = re.compile(r"```\w+\n# (\S+\.\w+)\n(.*?)```", re.DOTALL)
 CODE = re.compile(r"```\w*\n(.*?)```|`([^`\n]+)`", re.DOTALL)
 
 
@@ -156,6 +159,44 @@ def test_the_runbook_explains_every_metric_and_no_other() -> None:
     table = page("docs/runbook.md").split("## Metrics")[1].split("\n## ")[0]
     explained = set(re.findall(r"^\| `(shopcrawl_\w+)`", table, re.MULTILINE))
     assert explained == metric_names(producer_metrics, worker_metrics)
+
+
+def missing_quotes(text: str) -> list[str]:
+    """Pieces of code blocks that begin with a file's name and are not in that file, in this order; `# …` is a gap."""
+    missing = []
+    for file, block in QUOTED.findall(text):
+        rest = page(file)
+        for piece in block.split("# …\n"):
+            _, found, rest = rest.partition(piece)
+            missing += [] if found else [f"{file}: {piece}"]
+    return missing
+
+
+def test_the_code_quoted_from_our_sources_is_still_in_them() -> None:
+    text = page("docs/adding-a-source.md")
+    assert len(QUOTED.findall(text)) == text.count("```python") + text.count("```toml") >= 6
+    assert missing_quotes(text) == []
+
+
+@pytest.mark.parametrize(
+    "block", ["class NoSuchSource(Source):\n", 'name = "top"\n# …\nMETHOD = "alibaba.tjb.items.inventory.get"\n']
+)
+def test_a_quote_that_is_not_in_its_file_or_out_of_order_is_noticed(block: str) -> None:
+    assert len(missing_quotes(f"```python\n# worker/sources/taobao.py\n{block}```")) == 1
+
+
+def test_the_page_on_sources_explains_every_error_to_raise_and_no_other() -> None:
+    table = page("docs/adding-a-source.md").split("## 6. ")[1].split("\n## ")[0]
+    explained = re.findall(r"^\| `(\w+Error)`", table, re.MULTILINE)
+    kinds = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, FetchError)}
+    assert len(explained) == len(set(explained))
+    assert set(explained) == kinds - {"FetchError"}
+
+
+def test_every_decision_is_listed_once_under_its_number() -> None:
+    listed = re.findall(r"^(\d+)\. \[[^\]]+\]\((\d{4})-[\w-]+\.md\)$", page("docs/adr/README.md"), re.MULTILINE)
+    files = sorted(path.name[:4] for path in (ROOT / "docs/adr").glob("[0-9]*.md"))
+    assert [f"{int(number):04}" for number, _ in listed] == [name for _, name in listed] == files
 
 
 def test_the_picture_of_the_terminal_is_small_and_fetches_nothing() -> None:
