@@ -143,28 +143,39 @@ async def _categories(connection: AsyncConnection, shop_id: int) -> list[str]:
 
 async def _verify(connection: AsyncConnection, shops: Mapping[int, Shop]) -> None:
     """Hold what the slices that were read to their first page claim against what they showed."""
-    ended = [(key, part.number) for key, shop in shops.items() for part in shop.changed.values() if part.state == ENDED]
-    shown = await _distinct(connection, ended)
-    for key, number in ended:
+    ended = {key: [part for part in shop.changed.values() if part.state == ENDED] for key, shop in shops.items()}
+    pages = await _shown(connection, [(key, part.number) for key, parts in ended.items() for part in parts])
+    for key, parts in ended.items():
         shop = shops[key]
-        before = shop.slices[number].remaining
-        step = verify(shop.slices[number], shown.get((key, number), 0), shop.reading)
-        await _apply(connection, shop, step)
-        more = step.slice.remaining - before + sum(part.remaining for part in step.opened)
-        shop.progress = replace(shop.progress, planned=shop.progress.planned + more)
+        for part in parts:
+            forward, backward = _places(pages[key, part.number], shop.reading.size)
+            step = verify(part, forward, backward, shop.reading)
+            await _apply(connection, shop, step)
+            more = step.slice.remaining + sum(new.remaining for new in step.opened)
+            shop.progress = replace(shop.progress, planned=shop.progress.planned + more)
 
 
-async def _distinct(connection: AsyncConnection, ended: Iterable[Key]) -> dict[Key, int]:
-    """How many different items each of these slices showed."""
+async def _shown(connection: AsyncConnection, ended: Iterable[Key]) -> dict[Key, list[tuple[int, bytes]]]:
+    """The pages of each of these slices: number, negative from the other end, and items."""
     sql = (
-        "SELECT p.shop_crawl_id, p.slice, p.item_keys FROM {r} JOIN page p ON p.shop_crawl_id = r.shop_crawl_id"
-        " AND p.slice = r.slice WHERE p.state = 'done'"
+        "SELECT p.shop_crawl_id, p.slice, COALESCE(p.page_no, p.number) AS page_no, p.item_keys FROM {r} JOIN page p"
+        " ON p.shop_crawl_id = r.shop_crawl_id AND p.slice = r.slice WHERE p.state = 'done'"
     )
     rows = [{"shop_crawl_id": key, "slice": number} for key, number in ended]
-    seen: dict[Key, set[int]] = defaultdict(set)
+    pages: dict[Key, list[tuple[int, bytes]]] = defaultdict(list)
     for row in await query_rows(connection, sql, [page.c.shop_crawl_id, page.c.slice], rows):
-        seen[row.shop_crawl_id, row.slice].update(unpack_keys(row.item_keys))
-    return {key: len(keys) for key, keys in seen.items()}
+        pages[row.shop_crawl_id, row.slice].append((row.page_no, row.item_keys))
+    return pages
+
+
+def _places(pages: Sequence[tuple[int, bytes]], size: int) -> tuple[dict[int, int], dict[int, int]]:
+    """Where items showed, counted from this end and from the other."""
+    forward: dict[int, int] = {}
+    backward: dict[int, int] = {}
+    for number, packed in pages:
+        places = forward if number > 0 else backward
+        places.update((key, place) for place, key in enumerate(unpack_keys(packed), (abs(number) - 1) * size))
+    return forward, backward
 
 
 async def _conclude(connection: AsyncConnection, shop: Shop, now: datetime) -> Review:
@@ -172,7 +183,7 @@ async def _conclude(connection: AsyncConnection, shop: Shop, now: datetime) -> R
     if shop.progress.refusal is not None:
         return _stop(shop)
     if shop.row.kind == "plan":
-        return Review(shop.progress, settle=True)
+        return _end(shop)
     due = now
     if not any(part.is_open for part in shop.slices.values()):
         everything = {part.number: part for part in (await load(connection, [shop.row.id])).get(shop.row.id, [])}
@@ -186,13 +197,18 @@ async def _conclude(connection: AsyncConnection, shop: Shop, now: datetime) -> R
             if following.kind == ROOT:
                 due = max(now, following.end_at + shop.reading.rules.margin)
     _make_pages(shop, due)
-    return Review(shop.progress, settle=_is_over(shop.progress))
+    return _end(shop) if _is_over(shop.progress) else Review(shop.progress)
+
+
+def _end(shop: Shop) -> Review:
+    """Nothing is out: what the slices may still want is not planned any more."""
+    return Review(replace(shop.progress, planned=shop.progress.pages_made), settle=True)
 
 
 def _stop(shop: Shop) -> Review:
     """A refused shop: what was made and not sent is cancelled, nothing more is made."""
-    shop.progress = replace(shop.progress, planned=shop.progress.pages_made)
-    return Review(shop.progress, cancel_after=0, settle=_is_over(shop.progress))
+    progress = replace(shop.progress, planned=shop.progress.pages_made)
+    return Review(progress, cancel_after=0, settle=_is_over(progress))
 
 
 def _is_over(progress: Progress) -> bool:

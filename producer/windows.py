@@ -6,7 +6,8 @@
 # more rows than a listing shows is read from both ends before it is split: finding the second in which to cut a bulk
 # edit would cost more calls.
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from math import ceil
@@ -126,8 +127,8 @@ def root(number: int, round: int, start: datetime | None, end: datetime) -> Slic
 def advance(part: Slice, answer: Answer, reading: Reading) -> Step:
     """Take in the answer to the call that was out; a slice that comes back as `ended` is to be verified next."""
     part = replace(part, calls=part.calls + 1)
-    if answer.too_far:  # `reading` knows the nearer limit by now: decide anew
-        return Step(replace(part, state=COUNTING, cursor=1, kept_page=None))
+    if answer.too_far:  # `reading` knows the nearer limit by now
+        return _anew(part)
     if answer.lost:
         return _lose(part, answer, reading)
     if part.kind == CHECK:
@@ -147,7 +148,7 @@ def _count(part: Slice, answer: Answer, reading: Reading) -> Step:
         step = _split(part, answer.total, reading)
     elif answer.page < min(last, reading.farthest):  # had out of turn: good all the same unless rows move
         kept = replace(part, kept_page=answer.page, kept_total=answer.total)
-        step = _go_on(kept, last + 1, reading)
+        step = _go_on(kept, min(last, reading.farthest) + 1, reading)
     else:
         step = _go_on(part, answer.page, reading)
     return replace(step, opened=(*step.opened, *opened))
@@ -161,18 +162,21 @@ def _go_on(part: Slice, had: int, reading: Reading) -> Step:
         return _at(part, page, reading)
     if total != part.kept_total:
         part = replace(part, kept_page=None, kept_total=None)
-    page = min(had - 1, reading.pages(total), reading.farthest)
+    page = min(had - 1, reading.pages(total))
     if page == part.kept_page:
         page -= 1
     return _at(part, page or -part.behind, reading)
 
 
 def _at(part: Slice, page: int, reading: Reading) -> Step:
-    if page:
-        return Step(replace(part, state=PAGING, cursor=page))
-    if reading.pages(part.total_first or 0) > reading.tallest:
-        return _exhausted(part)
-    return Step(replace(part, state=ENDED, cursor=0))
+    if abs(page) > reading.farthest:  # another slice has learned meanwhile that less is shown
+        return _anew(part)
+    return Step(replace(part, state=PAGING if page else ENDED, cursor=page))
+
+
+def _anew(part: Slice) -> Step:
+    """Count again, and decide by a nearer reach."""
+    return Step(replace(part, state=COUNTING, cursor=1, behind=0, kept_page=None, kept_total=None))
 
 
 def _lose(part: Slice, answer: Answer, reading: Reading) -> Step:
@@ -201,9 +205,9 @@ def _rest(part: Slice, counted: int | None, reading: Reading) -> tuple[Slice, ..
 
 def _split(part: Slice, total: int | None, reading: Reading) -> Step:
     """Halve a window; the right half is opened when the left one is counted. `total` as counted, None if unknown."""
-    first = part.start_at or reading.rules.earliest
-    if part.end_at <= first:
+    if _is_second(part, reading):
         return _one_second(part, reading)
+    first = part.start_at or reading.rules.earliest
     middle = first + timedelta(seconds=(part.end_at - first) // SECOND // 2)
     left = Slice(0, part.round, PART, middle, part.start_at, rest_end=part.end_at, rest_total=total)
     return Step(replace(part, state=SPLIT, cursor=0), (left,))
@@ -215,10 +219,8 @@ def _one_second(part: Slice, reading: Reading) -> Step:
     return Step(reached) if part.number else Step(part, (replace(part, state=COUNTING, cursor=1),))
 
 
-def _exhausted(part: Slice) -> Step:
-    if part.cid is None:
-        return Step(replace(part, state=SPLIT, cursor=0), by_category=True)
-    return Step(replace(part, state=ENDED, cursor=0, reason=f"too many rows in one second of category {part.cid}"))
+def _is_second(part: Slice, reading: Reading) -> bool:
+    return part.end_at <= (part.start_at or reading.rules.earliest)
 
 
 def categories(part: Slice, cids: Sequence[str]) -> tuple[Slice, ...]:
@@ -226,18 +228,47 @@ def categories(part: Slice, cids: Sequence[str]) -> tuple[Slice, ...]:
     return tuple(Slice(0, part.round, PART, part.end_at, part.start_at, cid) for cid in cids)
 
 
-def verify(part: Slice, distinct: int, reading: Reading) -> Step:
-    """Decide on a slice that was read to its first page and showed this many different items."""
-    total = part.total_last or 0
+def verify(part: Slice, forward: Mapping[int, int], backward: Mapping[int, int], reading: Reading) -> Step:
+    """Decide on a slice that was read to its end: the places at which its items showed, from this end and the other."""
+    total, counted, distinct = part.total_last or 0, part.total_first or 0, len(forward.keys() | backward.keys())
     missing = max(0, total - distinct)
-    if missing == 0 and part.lost == 0:
+    met = part.behind == 0 or distinct >= counted or ends_meet(forward, backward, counted - total)
+    if met and not missing and not part.lost:
         return Step(replace(part, state=DONE))
-    if part.lost or part.reason or part.turn >= reading.rules.turns:
+    if part.lost or (part.turn >= reading.rules.turns and not part.behind):
         return Step(replace(part, state=SHORT, missing=missing))
-    if part.behind and part.start_at != part.end_at:  # the ends did not meet: many rows have one second
-        return _split(part, total, reading)
+    if part.behind:
+        return _cut(part, counted - distinct, reading)
     again = replace(part, turn=part.turn + 1, kept_page=None, kept_total=None)
-    return Step(replace(again, state=PAGING, cursor=min(reading.pages(total), reading.farthest)))
+    return Step(replace(again, state=COUNTING, cursor=min(reading.pages(total), reading.farthest)))
+
+
+def ends_meet(forward: Mapping[int, int], backward: Mapping[int, int], moved: int) -> bool:
+    """Whether items that showed at these places from either end leave none between them, though so many moved away.
+
+    Items of one second may come in the same order from both ends. But two that change places for sure, for no place
+    shifts by more than `moved`, have different times: then every second was read to its end from one side.
+    """
+    shared = sorted((place, backward[key]) for key, place in forward.items() if key in backward)
+    passed, farthest = 0, -1
+    for place, other in shared:
+        while shared[passed][0] < place - moved:
+            farthest = max(farthest, shared[passed][1])
+            passed += 1
+        if farthest > other + moved:
+            return True
+    return False
+
+
+def _cut(part: Slice, missing: int, reading: Reading) -> Step:
+    """The ends did not meet, for many rows have one second: halve the window, or read that second by category."""
+    if not _is_second(part, reading):
+        return _split(part, part.total_last, reading)
+    where = "one second" if part.cid is None else f"one second of category {part.cid}"
+    part = replace(part, missing=missing, reason=f"too many rows in {where}")
+    if part.cid is None:
+        return Step(replace(part, state=SPLIT), by_category=True)
+    return Step(replace(part, state=SHORT))
 
 
 def next_slice(slices: Sequence[Slice], now: datetime, rules: WindowRules) -> Slice | None:
@@ -277,16 +308,17 @@ def judge_windows(progress: Progress, slices: Sequence[Slice], distinct: int) ->
     """The verdict on a shop whose windows have all ended; `distinct` items were seen."""
     if progress.refusal is not None:
         return Verdict("failed", progress.refusal)
-    lost, missing = sum(each.lost for each in slices), sum(each.missing for each in slices)
-    reason = next((each.reason for each in slices if each.reason), "")
+    lost, missing = sum(each.lost for each in slices), sum(each.missing for each in slices if each.state != SPLIT)
+    reason = next((each.reason for each in sorted(slices, key=lambda each: not each.lost) if each.reason), "")
     if progress.pages_done == 0:
         return Verdict("failed", f"no page could be had; {reason}")
     if progress.pages_done + progress.pages_dead >= progress.max_pages and any(each.is_open for each in slices):
         return Verdict("partial", f"stopped at the limit of {progress.max_pages} pages before the data ended")
     if lost:
         return Verdict("partial", f"{lost} of {progress.pages_done + lost} pages could not be had: {reason}")
+    missing += _unlisted(slices)
     if len({each.round for each in slices}) == 1:  # nothing moved: the first count holds for the whole
-        missing = max(missing, (_last_round(slices)[0].total_first or 0) - distinct)
+        missing = max(0, (_last_round(slices)[0].total_first or 0) - distinct) or missing
     read = sum(each.kind != CHECK and each.state != SPLIT for each in slices)
     shown = f"{distinct} items in {read} window{'s' if read != 1 else ''}"
     if missing:
@@ -295,3 +327,15 @@ def judge_windows(progress: Progress, slices: Sequence[Slice], distinct: int) ->
     if has_moved(slices):
         return Verdict("drifted", f"{shown}; still being edited after {max(s.round for s in slices)} rounds")
     return Verdict("complete", shown)
+
+
+def _unlisted(slices: Sequence[Slice]) -> int:
+    """Rows of seconds read by category that no known category has."""
+    listed: dict[tuple[int, datetime], dict[str, int]] = defaultdict(dict)
+    for each in slices:
+        if each.cid is not None:
+            listed[each.round, each.end_at][each.cid] = each.total_first or 0
+    seconds = {(each.round, each.end_at): each for each in slices if each.state == SPLIT and each.missing}
+    return sum(
+        max(0, min(each.missing, (each.total_last or 0) - sum(listed[key].values()))) for key, each in seconds.items()
+    )
