@@ -77,6 +77,18 @@ class Settings(BaseSettings):
         60, gt=0, description="first pause before a parked credential is tried; doubles to 1 h"
     )
 
+    sticky_answers: int = Field(
+        8, ge=0, description="answers of a shop that are needed to judge whether it rests for its 417s; 0: never"
+    )
+    sticky_share: float = Field(0.6, gt=0, le=1, description="share of 417 among them at which it rests")
+    sticky_source_answers: int = Field(
+        50, ge=0, description="answers of a source that are needed to judge whether all of it rests; 0: never"
+    )
+    sticky_source_share: float = Field(0.8, gt=0, le=1, description="share of 417 among them at which it rests")
+    sticky_source_shops: int = Field(10, ge=1, description="different shops that those 417 must come from")
+    sticky_rest: float = Field(60, gt=0, description="first rest, after which one page is tried; doubles each time")
+    sticky_rest_cap: float = Field(3600, gt=0, description="longest rest")
+
     connect_timeout: float = Field(10, gt=0, description="time to connect")
     read_timeout: float = Field(65, gt=0, description="longest silence inside an answer")
     total_timeout: float = Field(90, gt=0, description="longest whole call; the vendor asks for 60 or more")

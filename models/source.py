@@ -130,6 +130,8 @@ class Source(Protocol):
     """Those of them that leave out a part of the shop's items."""
     needs_session: bool = False
     """Each shop is called with a session of its own, besides the credential."""
+    sticky_outcomes: tuple[str, ...] = ()
+    """Codes of TransientErrors that tend to stay for a while: a shop that hardly answers otherwise is rested."""
 
     def windows(self, settings: Settings) -> WindowRules | None:  # noqa: ARG002 (for adapters)
         """How to read the listing by windows of time; None: its pages are read one after the other to the end."""

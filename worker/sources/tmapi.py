@@ -89,6 +89,7 @@ class TmapiSource(Source):
     name = "tmapi"
     option_names = _OPTIONS
     filter_names = ("shop_cat_id", "price_start", "price_end")
+    sticky_outcomes = ("417",)
 
     def credentials(self, settings: Settings) -> tuple[Credential, ...]:
         """One credential for each different token; its name is the start of the token's SHA-256."""
