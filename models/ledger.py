@@ -2,8 +2,9 @@
 
 from array import array
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from datetime import datetime
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any
 
@@ -11,6 +12,8 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from models.billing import FREE
+from models.budget import DailyCaps, Settlement, settle
 from models.bulk import insert_rows, query_rows
 from models.database import is_postgresql
 from models.items import Diff, Sighting, changes, sighting_of, write
@@ -20,15 +23,17 @@ from models.tables import call, page, page_body
 
 TOO_FAR = "window-too-large"
 """The outcome of a page that lies beyond what the API reaches, whatever the API calls it."""
+NO_CAPS: DailyCaps = {}
 TERMINAL = ("done", "dead", "refused", "cancelled")
 
 
 class Calls(msgspec.Struct, frozen=True):
-    """Calls of one page that ended alike: which credential, which effective code, how many."""
+    """Calls of one page that ended alike: which credential, which effective code, how many, at what cost in all."""
 
     credential: str
     outcome: str
     count: int
+    cost: Decimal = FREE
 
 
 class SeenPage(msgspec.Struct, frozen=True):
@@ -43,8 +48,9 @@ class SeenPage(msgspec.Struct, frozen=True):
 class PageResult(msgspec.Struct, kw_only=True):
     """What became of one sending of a page.
 
-    `state` is `done`, `dead`, `refused` (the API refuses the whole shop), `held` (it refuses the shop's session) or
-    `ready` (put back, due at `due_at`).
+    `state` is `done`, `dead`, `refused` (the API refuses the whole shop), `held` (it refuses the shop's session),
+    `ready` (put back, due at `due_at`) or `sent`: not an end, but calls so far, for which one more is to be reserved.
+    `reserved` is how many reservations this result settles, `price` what each of them counted.
     """
 
     task: PageTask
@@ -57,6 +63,14 @@ class PageResult(msgspec.Struct, kw_only=True):
     page: SeenPage | None = None
     body: bytes | None = None
     calls: Sequence[Calls] = ()
+    reserved: int = 1
+    price: Decimal = FREE
+
+    @property
+    def settlement(self) -> Settlement:
+        """What became of the reservations."""
+        calls, cost = sum(each.count for each in self.calls), sum((each.cost for each in self.calls), FREE)
+        return Settlement(self.task, calls, cost, self.reserved, self.price, wants_more=self.state == "sent")
 
     @property
     def sightings(self) -> list[Sighting]:
@@ -88,11 +102,15 @@ def not_storable(result: PageResult, reason: str) -> PageResult:
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """What the store made of an accepted result: the page's state now, and its items that were new or changed."""
+    """What the store made of an accepted result: the page's state now, and its items that were new or changed.
+
+    `refused` says why the call that a result of state `sent` asked for may not be made.
+    """
 
     state: str
     new: int = 0
     changed: int = 0
+    refused: str | None = None
 
 
 def pack_keys(item_ids: Iterable[str]) -> bytes:
@@ -126,25 +144,71 @@ _FINISH = (
 )
 
 
-async def store_results(connection: AsyncConnection, results: Sequence[PageResult]) -> list[Stored | None]:
+async def store_results(
+    connection: AsyncConnection,
+    results: Sequence[PageResult],
+    *,
+    caps: DailyCaps = NO_CAPS,
+    once_more: bool = False,
+) -> list[Stored | None]:
     """Store results and their items inside the caller's transaction; returns None for each one not accepted.
 
     Of a page whose fence is outdated, and of a second result for one sending, nothing is stored, except that its
-    calls are counted: they were made and may be billed.
+    calls are counted: they were made and may be billed. `once_more`: an earlier attempt may have been committed.
     """
     current = await _lock_current(connection, results)
     kept: dict[int, PageResult] = {}
     for place, result in enumerate(results):
         sending = (result.task.page_id, result.task.fence)
         if sending in current:
-            current.remove(sending)
+            if result.state != "sent":
+                current.remove(sending)
             kept[place] = result
-    rows = await _store_accepted(connection, list(kept.values()))
-    await insert_rows(connection, call, [row for result in results for row in _call_rows(result)])
+    ends = {place: result for place, result in kept.items() if result.state != "sent"}
+    rows = await _store_accepted(connection, list(ends.values()))
+    refused = await _account(connection, results, kept, caps, once_more=once_more)
     stored: list[Stored | None] = [None] * len(results)
-    for place, row in zip(kept, rows, strict=True):
+    for place in kept.keys() - ends.keys():
+        stored[place] = Stored("sent", refused=refused[place])
+    for place, row in zip(ends, rows, strict=True):
         stored[place] = Stored(row["state"], new=row["new_items"], changed=row["changed_items"])
     return stored
+
+
+async def _account(
+    connection: AsyncConnection,
+    results: Sequence[PageResult],
+    kept: Container[int],
+    caps: DailyCaps,
+    *,
+    once_more: bool,
+) -> list[str | None]:
+    """Count calls and settle their reservations; why a further call was refused, for each result."""
+    known = await _counted_before(connection, results) if once_more else set()
+    fresh = [place for place, result in enumerate(results) if (result.task.page_id, result.at) not in known]
+    await insert_rows(connection, call, [row for place in fresh for row in _call_rows(results[place])])
+    # A sending that is outdated asks for nothing any more.
+    settlements = [
+        msgspec.structs.replace(results[place].settlement, wants_more=results[place].state == "sent" and place in kept)
+        for place in fresh
+    ]
+    now = max((result.at for result in results), default=None)
+    refused: list[str | None] = [None] * len(results)
+    if now is not None:
+        for place, why in zip(fresh, await settle(connection, settlements, caps, now), strict=True):
+            refused[place] = why.reason if why else None
+    for place in set(range(len(results))) - set(fresh):
+        refused[place] = "the database was away when it was asked"  # whether a call was reserved is not known
+    return refused
+
+
+async def _counted_before(connection: AsyncConnection, results: Sequence[PageResult]) -> set[tuple[int, datetime]]:
+    """(page id, time) of the results whose calls an earlier attempt has counted already."""
+    query = sa.select(call.c.page_id, call.c.at).where(
+        call.c.crawl_id.in_({result.task.crawl_id for result in results}),
+        call.c.page_id.in_({result.task.page_id for result in results}),
+    )
+    return {(row.page_id, row.at) for row in await connection.execute(query)}
 
 
 async def _lock_current(connection: AsyncConnection, results: Sequence[PageResult]) -> set[tuple[int, int]]:
@@ -207,6 +271,7 @@ def _call_rows(result: PageResult) -> list[dict[str, Any]]:
             "credential": calls.credential,
             "outcome": calls.outcome,
             "calls": calls.count,
+            "cost": calls.cost,
             "at": result.at,
         }
         for calls in result.calls

@@ -9,8 +9,10 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from models import budget
 from models.bulk import query_rows
 from models.messages import PageTask
+from models.settings import Settings
 from models.tables import page, shop, shop_crawl, slice_
 
 SMALLEST_WINDOW = 100
@@ -52,7 +54,8 @@ Window = tuple[int, int]
 class Dispatcher:
     """Marks due pages as sent and makes their messages; the caller sends them after the commit."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._shops: OrderedDict[int, ShopFacts] = OrderedDict()
         self._turn = 0
 
@@ -72,6 +75,8 @@ class Dispatcher:
     ) -> list[PageTask]:
         """Mark up to `room` due pages as sent, shared fairly by these sources, and in each by priority and shop.
 
+        For each a call is reserved; pages that a budget forbids are held, or put off to the next day.
+
         What a source leaves of its share goes to the others. `credential`: the pages are a probe of this one. Rows
         that another producer is taking are skipped.
         """
@@ -83,7 +88,8 @@ class Dispatcher:
                 rows = await self._mark_sent(connection, source, share, now)
                 await self._learn_shops(connection, {row.shop_crawl_id for row in rows})
                 windows = await _windows(connection, {(row.shop_crawl_id, row.slice) for row in rows if row.slice})
-                tasks += [self._task(row, credential, windows) for row in rows]
+                found = [self._task(row, credential, windows) for row in rows]
+                tasks += await self._reserve(connection, found, now)
                 left -= len(rows)
                 if len(rows) < share:
                     hungry.remove(source)
@@ -119,6 +125,24 @@ class Dispatcher:
             )
         )
         return (await connection.execute(update)).all()
+
+    async def _reserve(self, connection: AsyncConnection, tasks: list[PageTask], now: datetime) -> list[PageTask]:
+        """The tasks whose calls could be reserved; the others' pages are taken back."""
+        forbidden = await budget.reserve(connection, tasks, self._settings, now) if tasks else []
+        rows = [
+            {
+                "id": task.page_id,
+                "state": "ready" if refused.until else "held",
+                "reason": refused.reason,
+                "due_at": refused.until or now,
+            }
+            for task, refused in zip(tasks, forbidden, strict=True)
+            if refused is not None
+        ]
+        sql = "UPDATE page SET state = r.state, reason = r.reason, due_at = r.due_at, fence = page.fence - 1"
+        columns = [page.c.id, page.c.state, page.c.reason, page.c.due_at]
+        await query_rows(connection, f"{sql}, sent_at = NULL FROM {{r}} WHERE page.id = r.id", columns, rows)
+        return [task for task, refused in zip(tasks, forbidden, strict=True) if refused is None]
 
     def _task(self, row: sa.Row[Any], credential: str | None, windows: Mapping[Window, dict[str, Any]]) -> PageTask:
         facts = self._shops[row.shop_crawl_id]

@@ -41,7 +41,7 @@ class Producer:
     def __init__(self, settings: Settings, engine: AsyncEngine, clock: Clock) -> None:
         self._settings, self._engine, self._clock = settings, engine, clock
         self._redis = Redis.from_url(redis_url(settings), socket_timeout=10, socket_connect_timeout=5)
-        self._dispatcher = Dispatcher()
+        self._dispatcher = Dispatcher(settings)
         self._suspicion = Suspicion()
         self._capacities: Sequence[int] = ()
         self._bans: dict[str, list[Ban]] = {}

@@ -53,7 +53,7 @@ async def submit(engine: AsyncEngine, *keys: str, priority: int = 5, **options: 
 async def dispatch(engine: AsyncEngine, room: int = 1000, now: datetime = START) -> list[PageTask]:
     """Take due pages as a producer does."""
     async with engine.begin() as connection:
-        return await Dispatcher().take_due(connection, sources=[SOURCE], room=room, now=now)
+        return await Dispatcher(SETTINGS).take_due(connection, sources=[SOURCE], room=room, now=now)
 
 
 async def store(engine: AsyncEngine, *results: PageResult) -> list[bool]:

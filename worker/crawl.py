@@ -33,10 +33,11 @@ from models.source import Credential, FetchedPage, HttpResponse, Source, source_
 from worker import metrics
 from worker.bans import AllBanned
 from worker.client import Client
+from worker.credits import Credits
 from worker.limiter import Limiter
 from worker.parking import Parking
 from worker.permits import AllParked, DuplicateDelivery, Permit
-from worker.retry import Dead, Decision, FailShop, Hold, ObeyBan, PutBack, WaitHere, after_ban, decide
+from worker.retry import Dead, FailShop, Hold, ObeyBan, PutBack, WaitHere, after_ban, decide
 from worker.sessions import Sessions
 from worker.writer import Writer
 
@@ -60,6 +61,8 @@ class Hands:
     writer: Writer
     parking: Parking
     sessions: Sessions
+    credits: Credits | None = None
+    """Daily budgets of the credentials, if they have any."""
     held: dict[int, int] = field(default_factory=dict)
     """Pages in this process and the fence of each: what the process reports to be alive with."""
     too_wide: set[tuple[str, str]] = field(default_factory=set)
@@ -72,11 +75,16 @@ class Attempts:
 
     tries: int
     throttles: int = 0
+    claimed: bool = False
+    called: bool = False
+    """A call has left that no result accounts for yet: should this process be told to stop, it may not be repeated."""
+    reserved: int = 1
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def count(self, credential: Credential, error: FetchError | None) -> None:
         """Count one answer; one that is throttled or banned uses up no try, any other ends a row of those."""
         self.calls[credential.name, error.code if error else "200"] += 1
+        self.called = True
         if isinstance(error, ThrottledError | BannedError):
             self.throttles += 1
             return
@@ -92,14 +100,16 @@ async def crawl_page(task: PageTask, hands: Hands) -> str:
     if hands.held.get(task.page_id, -1) >= task.fence:
         return "duplicate"
     hands.held[task.page_id] = task.fence
+    attempts = Attempts(task.tries)
     try:
-        result = await _fetch_until_decided(task, hands)
+        result = await _fetch_until_decided(task, attempts, hands)
         stored = await hands.writer.store(result)
     except DuplicateDelivery:
         return "duplicate"
     except asyncio.CancelledError:
-        hands.limiter.unclaim(task.page_id, task.fence)  # the message goes back to the queue and may run again
-        raise
+        if not attempts.called:
+            hands.limiter.unclaim(task.page_id, task.fence)  # the message goes back to the queue and may run again
+        raise  # else the page is sent anew, with a reservation of its own for the call that may be made twice
     finally:
         if hands.held.get(task.page_id) == task.fence:
             del hands.held[task.page_id]
@@ -111,35 +121,29 @@ async def crawl_page(task: PageTask, hands: Hands) -> str:
     return stored.state if stored else "outdated"
 
 
-async def _fetch_until_decided(task: PageTask, hands: Hands) -> PageResult:
+async def _fetch_until_decided(task: PageTask, attempts: Attempts, hands: Hands) -> PageResult:
     source = source_named(task.source)
     wide = (task.source, str(task.options.get("fields")))
     if wide in hands.too_wide:
         task = _narrower(task, source) or task
-    attempts = Attempts(task.tries)
     while True:
         turn = await _turn(task, source, attempts, hands)
         if isinstance(turn, PageResult):
             return turn
         session, permit = turn
         try:
+            attempts.called = True
             response, fetched = await _call(task, source, permit, session, hands)
         except FetchError as error:
             attempts.count(permit.credential, error)
             narrower = _narrower(task, source) if isinstance(error, FieldsRefusedError) else None
-            if narrower is not None:
-                task = narrower
-                continue
-            decision = decide(
-                error,
-                tries=attempts.tries,
-                throttles=attempts.throttles,
-                settings=hands.settings,
-                random=random.random(),
-            )
-            result = await _react(task, error, decision, attempts, session, hands)
-            if result is not None:
-                return result
+            pause = 0.0 if narrower else await _react(task, error, attempts, session, hands)
+            if isinstance(pause, PageResult):
+                return pause
+            task = narrower or task
+            ended = await _pay_for_another(task, attempts, hands, pause)
+            if ended is not None:
+                return ended
         else:
             attempts.count(permit.credential, None)
             if task.credential is not None:
@@ -148,6 +152,27 @@ async def _fetch_until_decided(task: PageTask, hands: Hands) -> PageResult:
                 hands.too_wide.add(wide)
             body = _archived(response.body, hands)
             return _result(task, hands, attempts, state="done", outcome="200", fetched=fetched, body=body)
+
+
+async def _pay_for_another(task: PageTask, attempts: Attempts, hands: Hands, pause: float) -> PageResult | None:
+    """Settle the call made, reserve one more and pause; the page's result if a budget forbids that call.
+
+    In the ledger before the call leaves: whatever dies now, no call is forgotten and no budget exceeded.
+    """
+    rested = asyncio.create_task(asyncio.sleep(pause))
+    try:
+        stored = await hands.writer.store(_result(task, hands, attempts, state="sent"))
+        attempts.calls.clear()
+        attempts.called = False
+        if stored is None:
+            raise DuplicateDelivery(f"page {task.page_id} was sent anew")
+        if stored.refused is not None:
+            attempts.reserved = 0
+            return _result(task, hands, attempts, state="ready", reason=stored.refused, delay=0)
+        await rested
+        return None
+    finally:
+        rested.cancel()
 
 
 def _narrower(task: PageTask, source: Source) -> PageTask | None:
@@ -163,7 +188,7 @@ async def _turn(
     put_back = partial(_result, task, hands, attempts, state="ready")
     try:
         session = await hands.sessions.get(task.shop_id) if source.needs_session else None
-        return session, await _permit(task, source, hands, claim=not attempts.calls)
+        return session, await _paid_permit(task, source, attempts, hands)
     except AllParked as parked:
         return put_back(reason=f"waits: {parked}", delay=1)
     except AllBanned as banned:
@@ -174,6 +199,19 @@ async def _turn(
         return put_back(reason=f"waits: {error}", delay=NO_KEY_WAIT)
     except TimeoutError:
         return put_back(reason="waited long for a permit", delay=0)
+
+
+async def _paid_permit(task: PageTask, source: Source, attempts: Attempts, hands: Hands) -> Permit:
+    """A permit of a credential whose own daily budget allows the call; one that is used up rests until midnight."""
+    while True:
+        permit = await _permit(task, source, hands, claim=not attempts.claimed)
+        attempts.claimed = True
+        credits_ = hands.credits
+        if credits_ is None or await credits_.take(task.source, permit.credential.name):
+            return permit
+        reason = f"its budget of {credits_.cap} calls for today is used up"
+        hands.limiter.ban(task.source, permit.credential.name, credits_.seconds_left(), reason)
+        permit.release(ok=False, throttled=False)
 
 
 async def _permit(task: PageTask, source: Source, hands: Hands, *, claim: bool) -> Permit:
@@ -228,14 +266,16 @@ async def _park(
 
 
 async def _react(
-    task: PageTask, error: FetchError, decision: Decision, attempts: Attempts, session: str | None, hands: Hands
-) -> PageResult | None:
-    """Carry out a decision; returns the page's result, or None when it is to be called again."""
+    task: PageTask, error: FetchError, attempts: Attempts, session: str | None, hands: Hands
+) -> PageResult | float:
+    """Decide and act on an error; returns the page's result, or the pause after which it is to be called again."""
     reason = _masked(error, session, hands)
+    decision = decide(
+        error, tries=attempts.tries, throttles=attempts.throttles, settings=hands.settings, random=random.random()
+    )
     match decision:
         case WaitHere(delay):
-            await asyncio.sleep(delay)
-            return None
+            return delay
         case PutBack(delay):
             return _result(task, hands, attempts, state="ready", outcome=error.code, reason=reason, delay=delay)
         case Dead():
@@ -245,15 +285,15 @@ async def _react(
         case Hold() if session is not None:
             reason = f"{NEEDS_AUTHORISATION}: {reason}"
             if not await hands.sessions.refuse(task.shop_id, session, reason):
-                return None  # the shop has got another session meanwhile
+                return 0.0  # the shop has got another session meanwhile
             return _result(task, hands, attempts, state="held", outcome=error.code, reason=reason)
         case ObeyBan():
-            return None
+            return 0.0
         case FailShop() | Hold():
             return _result(task, hands, attempts, state="refused", outcome=error.code, reason=reason)
         case _:  # the credential, or every credential of the source, is parked; others carry on with the page
             if task.credential is None:
-                return None
+                return 0.0
             return _result(task, hands, attempts, state="ready", outcome=error.code, reason=reason, delay=0)
 
 
@@ -269,7 +309,7 @@ def _result(
     fetched: FetchedPage | None = None,
     body: bytes | None = None,
 ) -> PageResult:
-    now = hands.clock.now()
+    now, prices = hands.clock.now(), source_named(task.source).prices(hands.settings)
     result = PageResult(
         task=task,
         state=state,
@@ -279,7 +319,12 @@ def _result(
         reason=reason,
         due_at=None if delay is None else now + timedelta(seconds=delay),
         body=body,
-        calls=[Calls(credential, code, count) for (credential, code), count in attempts.calls.items()],
+        calls=[
+            Calls(credential, code, count, prices.of(code) * count)
+            for (credential, code), count in attempts.calls.items()
+        ],
+        reserved=attempts.reserved,
+        price=prices.highest,
     )
     return result if fetched is None else with_page(result, fetched)
 

@@ -17,6 +17,7 @@ from models import fleet
 from models.addresses import warn_if_plain_http
 from models.background import stop_tasks
 from models.broker import redis_url
+from models.budget import daily_caps
 from models.crawls import Submission, known_shops, submit_recrawl
 from models.database import Clock, create_engine, require_schema
 from models.errors import UsageError
@@ -28,6 +29,7 @@ from worker.app import app, settings
 from worker.client import Client
 from worker.crawl import Hands
 from worker.crawl import crawl_page as crawl_one_page
+from worker.credits import Credits
 from worker.limiter import Limiter
 from worker.loop import on_loop_start, on_loop_stop
 from worker.parking import Parking
@@ -109,12 +111,16 @@ async def _make_hands() -> None:
     await limiter.start()
     _exit.push_async_callback(limiter.stop)
     client = await _exit.enter_async_context(Client(settings))
-    writer = Writer(engine)
+    writer = Writer(engine, caps=daily_caps(settings))
     writer.start()
     _exit.push_async_callback(writer.stop)
     sessions = Sessions(engine, Vault(settings), clock)
     _exit.push_async_callback(sessions.stop)
-    _hands = Hands(settings, clock, limiter, client, writer, Parking(engine, limiter, clock, settings), sessions)
+    parking, cap = Parking(engine, limiter, clock, settings), settings.credential_daily_calls
+    credits_ = None if cap is None else Credits(engine, clock, cap)
+    if credits_ is not None:
+        _exit.push_async_callback(credits_.give_back)
+    _hands = Hands(settings, clock, limiter, client, writer, parking, sessions, credits_)
     _keep_running(clock.keep(engine), _keep_beating(redis, _hands))
     for name in source_names():
         warn_if_plain_http(source_named(name).base_url(settings))

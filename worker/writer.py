@@ -11,9 +11,10 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, Operationa
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from models.budget import DailyCaps
 from models.compression import zstd
 from models.database import is_postgresql, unavailable
-from models.ledger import PageResult, SeenPage, Stored, not_storable, store_results
+from models.ledger import NO_CAPS, PageResult, SeenPage, Stored, not_storable, store_results
 
 LARGEST_BATCH = 64
 # A transaction costs as much CPU as the storing of ten pages: filling it is worth a pause that no page notices.
@@ -51,8 +52,9 @@ class Waiting:
 class Writer:
     """Collects results and writes them in batches; while a batch is being written the next one gathers."""
 
-    def __init__(self, engine: AsyncEngine, *, batch: int = LARGEST_BATCH) -> None:
+    def __init__(self, engine: AsyncEngine, *, batch: int = LARGEST_BATCH, caps: DailyCaps = NO_CAPS) -> None:
         self.engine = engine
+        self._caps = caps
         self._batch = batch
         self._queue: deque[Waiting] = deque()
         self._wake = asyncio.Event()
@@ -109,16 +111,18 @@ class Writer:
 
     async def _write(self, batch: Sequence[Waiting]) -> None:
         """Write a batch, again and again while the database is away; split it when something in it is at fault."""
-        pause = 0.1
+        pause, results = 0.1, [waiting.result for waiting in batch]
+        once_more = False
         while True:
             try:
                 async with self.engine.begin() as connection:
-                    stored = await store_results(connection, [waiting.result for waiting in batch])
+                    stored = await store_results(connection, results, caps=self._caps, once_more=once_more)
                 break
             except (SQLAlchemyError, OSError, TimeoutError) as error:
                 if not is_outage(error):
                     await self._isolate(batch, error)
                     return
+                once_more = True
                 logger.warning("the database is away, %d pages wait for it: %s", len(batch), unavailable(error))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)

@@ -62,7 +62,7 @@ class Fleet(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.engine: AsyncEngine = create_engine(async_url(url))
-        self.dispatcher = Dispatcher()
+        self.dispatcher = Dispatcher(SETTINGS)
         self.seconds = 0
         self.calls = 0
         self.queue: list[PageTask] = []
@@ -288,7 +288,7 @@ async def test_two_producers_that_settle_the_last_two_shops_at_once_finish_the_c
     try:
         async with engine.begin() as connection:
             await submit_crawl(connection, requests("empty", "small"), now=after(0), settings=SETTINGS)
-            tasks = await Dispatcher().take_due(connection, sources=[SOURCE], room=9, now=after(0))
+            tasks = await Dispatcher(SETTINGS).take_due(connection, sources=[SOURCE], room=9, now=after(0))
         async with engine.connect() as one, engine.connect() as other:
             for connection, task in ((one, tasks[0]), (other, tasks[1])):
                 async with engine.begin() as worker:
@@ -320,7 +320,7 @@ async def test_producers_side_by_side_review_each_page_once(postgres_url: str, p
         async with engine.begin() as connection:
             keys = [f"shop-{number}" for number in range(60)]
             await submit_crawl(connection, requests(*keys), now=after(0), settings=SETTINGS)
-            tasks = await Dispatcher().take_due(connection, sources=[SOURCE], room=99, now=after(0))
+            tasks = await Dispatcher(SETTINGS).take_due(connection, sources=[SOURCE], room=99, now=after(0))
             await store_results(connection, [done(task, items(task.shop), total=1) for task in tasks])
 
         async def producer() -> int:

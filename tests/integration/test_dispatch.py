@@ -97,7 +97,7 @@ async def test_no_more_leave_than_there_is_room_for(engine: AsyncEngine) -> None
     assert await dispatch(engine, room=0) == []
     assert await dispatch(engine, room=-5) == []
     async with engine.connect() as connection:
-        assert await Dispatcher().sent(connection) == 7
+        assert await Dispatcher(SETTINGS).sent(connection) == 7
 
 
 async def test_a_page_waits_until_it_is_due_and_returns_with_a_higher_fence(engine: AsyncEngine) -> None:
@@ -114,7 +114,7 @@ async def test_only_ready_pages_of_the_sources_asked_for_leave(engine: AsyncEngi
     (task,) = await dispatch(engine, room=1)
     await store(engine, done(task))
     async with engine.begin() as connection:
-        dispatcher = Dispatcher()
+        dispatcher = Dispatcher(SETTINGS)
         assert await dispatcher.take_due(connection, sources=[], room=9, now=START) == []
         assert await dispatcher.take_due(connection, sources=["other"], room=9, now=START) == []
         probes = await dispatcher.take_due(connection, sources=[SOURCE], room=1, now=START, credential="key-2")
@@ -130,7 +130,7 @@ async def test_sources_share_the_room_and_none_of_it_is_wasted(
     wanted += [ShopRequest("top", str(number), OPTIONS) for number in range(second)]
     async with engine.begin() as connection:
         await submit_crawl(connection, wanted, now=START, settings=SETTINGS)
-        tasks = await Dispatcher().take_due(connection, sources=[SOURCE, "top", "idle"], room=8, now=START)
+        tasks = await Dispatcher(SETTINGS).take_due(connection, sources=[SOURCE, "top", "idle"], room=8, now=START)
     counted = Counter(task.source for task in tasks)
     assert (counted[SOURCE], counted["top"]) == taken
 
@@ -139,7 +139,7 @@ async def test_sources_take_turns_when_there_is_room_for_one_page(engine: AsyncE
     async with engine.begin() as connection:
         wanted = [ShopRequest(source, str(number), OPTIONS) for source in (SOURCE, "top") for number in range(4)]
         await submit_crawl(connection, wanted, now=START, settings=SETTINGS)
-        dispatcher = Dispatcher()
+        dispatcher = Dispatcher(SETTINGS)
         taken = [await dispatcher.take_due(connection, sources=[SOURCE, "top"], room=1, now=START) for _ in range(4)]
     assert Counter(task.source for tasks in taken for task in tasks) == {SOURCE: 2, "top": 2}
 
@@ -158,7 +158,7 @@ async def test_a_dispatcher_that_forgets_shops_learns_them_again(
     monkeypatch.setattr(dispatching, "REMEMBERED_SHOPS", 2)
     await submit(engine, *"abcdef")
     await plan(engine, 3)
-    dispatcher = Dispatcher()
+    dispatcher = Dispatcher(SETTINGS)
     taken = []
     for room in (1, 4, 6, 3, 9):
         async with engine.begin() as connection:
@@ -190,7 +190,7 @@ async def test_a_page_that_another_producer_is_taking_is_passed_over(postgres_ur
     async with engine_for(postgres_url) as engine:
         await submit(engine, "a", "b", "c")
         async with engine.begin() as other:
-            first = await Dispatcher().take_due(other, sources=[SOURCE], room=1, now=START)
+            first = await Dispatcher(SETTINGS).take_due(other, sources=[SOURCE], room=1, now=START)
             second = await asyncio.wait_for(dispatch(engine), 30)
         assert [task.shop for task in first + second] == ["a", "b", "c"]
 
@@ -204,8 +204,8 @@ async def test_the_hot_queries_use_the_indexes_made_for_them(sqlite_url: str) ->
 
         sa.event.listen(engine.sync_engine, "before_cursor_execute", note)
         async with engine.begin() as connection:
-            await Dispatcher().take_due(connection, sources=[SOURCE], room=9, now=START)
-            await Dispatcher().sent(connection)
+            await Dispatcher(SETTINGS).take_due(connection, sources=[SOURCE], room=9, now=START)
+            await Dispatcher(SETTINGS).sent(connection)
             await oldest_due(connection, [SOURCE], START)
             await review(connection, now=START, settings=SETTINGS)
             await overdue(connection, START)

@@ -86,7 +86,8 @@ def answer(task: PageTask) -> PageResult:
 
 async def send(engine: AsyncEngine, room: int = 100) -> list[PageTask]:
     async with engine.begin() as connection:
-        return await Dispatcher().take_due(connection, sources=["tmapi"], room=room, now=NOW + timedelta(minutes=1))
+        due = NOW + timedelta(minutes=1)
+        return await Dispatcher(SETTINGS).take_due(connection, sources=["tmapi"], room=room, now=due)
 
 
 async def store(engine: AsyncEngine, tasks: Sequence[PageTask]) -> None:

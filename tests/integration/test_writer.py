@@ -54,9 +54,9 @@ async def test_pages_that_finish_together_share_their_transactions(
 ) -> None:
     batches: list[int] = []
 
-    async def counted(connection: AsyncConnection, results: Sequence[PageResult]) -> list[Stored | None]:
+    async def counted(connection: AsyncConnection, results: Sequence[PageResult], **rest: Any) -> list[Stored | None]:
         batches.append(len(results))
-        return await store_results(connection, results)
+        return await store_results(connection, results, **rest)
 
     monkeypatch.setattr(writing, "store_results", counted)
     tasks = await pages(engine, 200)
