@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from hashlib import sha256
 from typing import Any
 
@@ -9,6 +10,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from models.budget import raise_caps
 from models.bulk import insert_rows, query_rows
 from models.database import is_postgresql
 from models.messages import NORMAL_PRIORITY, URGENT_PRIORITY
@@ -24,6 +26,16 @@ class ShopRequest(msgspec.Struct, frozen=True):
     source: str
     key: str
     options: dict[str, Any]
+
+
+class Budget(msgspec.Struct, frozen=True):
+    """What a crawl may cost at most; None: no cap."""
+
+    max_calls: int | None = None
+    max_spend: Decimal | None = None
+
+
+NO_BUDGET = Budget()
 
 
 class Submission(msgspec.Struct, frozen=True):
@@ -49,16 +61,22 @@ async def submit_crawl(
     now: datetime,
     settings: Settings,
     priority: int = NORMAL_PRIORITY,
+    budget: Budget = NO_BUDGET,
 ) -> Submission:
-    """Start a crawl of these shops, or find the unfinished one that the same request started before."""
+    """Start a crawl of these shops, or find the unfinished one that the same request started before.
+
+    A crawl that is found keeps its budget unless another one is given.
+    """
     mark = fingerprint("crawl", shops)
     if is_postgresql(connection):  # the same command twice at once: the second one waits and finds the first one's
         await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(mark, 0))))
     running = sa.select(crawl.c.id).where(crawl.c.fingerprint == mark, crawl.c.state != "finished")
     found = await connection.scalar(running.order_by(crawl.c.id.desc()).limit(1))
     if found is not None:
+        if budget != NO_BUDGET:
+            await raise_caps(connection, found, max_calls=budget.max_calls, max_spend=budget.max_spend, now=now)
         return Submission(found, resumed=True, shops=len(shops))
-    crawl_id = await _new_crawl(connection, "crawl", mark, priority, now)
+    crawl_id = await _new_crawl(connection, "crawl", mark, priority, now, budget)
     taken = await _add_shops(connection, crawl_id, "crawl", shops, priority=priority, now=now, settings=settings)
     return Submission(crawl_id, resumed=False, shops=taken)
 
@@ -70,10 +88,11 @@ async def submit_recrawl(
     now: datetime,
     settings: Settings,
     priority: int = URGENT_PRIORITY,
+    budget: Budget = NO_BUDGET,
 ) -> Submission:
     """Re-crawl these shops ahead of other work; shops whose re-crawl is pending already are left to that one."""
     shops = sorted(shops, key=lambda request: (request.source, request.key))  # one order for all: no deadlocks
-    crawl_id = await _new_crawl(connection, "recrawl", fingerprint("recrawl", shops), priority, now)
+    crawl_id = await _new_crawl(connection, "recrawl", fingerprint("recrawl", shops), priority, now, budget)
     taken = await _add_shops(connection, crawl_id, "recrawl", shops, priority=priority, now=now, settings=settings)
     if taken == 0:
         await connection.execute(sa.delete(crawl).where(crawl.c.id == crawl_id))
@@ -91,13 +110,17 @@ async def submit_plan(
     return Submission(crawl_id, resumed=False, shops=taken)
 
 
-async def _new_crawl(connection: AsyncConnection, kind: str, mark: str, priority: int, now: datetime) -> int:
+async def _new_crawl(
+    connection: AsyncConnection, kind: str, mark: str, priority: int, now: datetime, budget: Budget = NO_BUDGET
+) -> int:
     values = {
         "kind": kind,
         "state": "running",
         "fingerprint": mark,
         "priority": priority,
         "options": {},
+        "max_calls": budget.max_calls,
+        "max_spend": budget.max_spend,
         "created_at": now,
     }
     result = await connection.execute(sa.insert(crawl).values(values).returning(crawl.c.id))

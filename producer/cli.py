@@ -4,6 +4,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, NoReturn
 
 import msgspec
@@ -12,7 +13,7 @@ from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.addresses import warn_if_plain_http
-from models.crawls import ShopRequest, Submission, known_shops, submit_crawl, submit_plan, submit_recrawl
+from models.crawls import Budget, ShopRequest, Submission, known_shops, submit_crawl, submit_plan, submit_recrawl
 from models.database import Clock
 from models.durations import parse_duration
 from models.errors import ShopcrawlError, UsageError
@@ -46,6 +47,8 @@ Follow = Annotated[bool, typer.Option("--follow/--no-follow", help="Stay until t
 Workers = Annotated[int | None, typer.Option(min=1, max=64, help="Worker processes in embedded mode.")]
 Since = Annotated[str | None, typer.Option(help="Only what changed since: last, 24h, or a time in GMT+8 (top).")]
 Options = Annotated[list[str] | None, typer.Option(help="NAME=VALUE, any option of a source (repeatable).")]
+MaxCalls = Annotated[int | None, typer.Option(min=0, help="Calls of this crawl that are never exceeded.")]
+MaxSpend = Annotated[str | None, typer.Option(help="Money that this crawl never costs more than.")]
 Concurrency = Annotated[int | None, typer.Option(min=1, help="Pages in flight per worker process.")]
 
 
@@ -74,6 +77,9 @@ def crawl(
     order_by: Annotated[str | None, typer.Option(help="Order of the listing, as modified:asc (top).")] = None,
     fields: Annotated[str | None, typer.Option(help="Fields to ask for, comma-separated (top).")] = None,
     option: Options = None,
+    max_calls: MaxCalls = None,
+    max_spend: MaxSpend = None,
+    shop_max_calls: Annotated[int | None, typer.Option(min=1, help="Calls per shop that are never exceeded.")] = None,
     priority: Annotated[int, typer.Option(min=0, max=9, help="0 goes first.")] = NORMAL_PRIORITY,
     follow: Follow = True,
     json: Json = False,
@@ -85,12 +91,15 @@ def crawl(
     settings = _settings(workers=workers, concurrency=concurrency)
     given = {"sort": sort, "page_size": page_size, "max_pages": max_pages, "shop_cat_id": shop_cat_id}
     given |= {"price_start": price_start, "price_end": price_end, "since": since, "q": q, "cid": cid}
-    given |= {"order_by": order_by, "fields": fields, **_pairs(option)}
+    given |= {"order_by": order_by, "fields": fields, "max_calls": shop_max_calls, **_pairs(option)}
+    budget = Budget(max_calls, _money("--max-spend", max_spend))
     file, vault = read_shops(shops, source, _texts(given), settings), Vault(settings)
     _require_access(settings, {request.source for request in file.shops})
 
     async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
-        submission = await submit_crawl(connection, file.shops, now=clock.now(), settings=settings, priority=priority)
+        submission = await submit_crawl(
+            connection, file.shops, now=clock.now(), settings=settings, priority=priority, budget=budget
+        )
         await sessions.keep_sessions(connection, vault, file.sessions, clock)
         return submission
 
@@ -107,6 +116,8 @@ def recrawl(
     source: Annotated[str | None, typer.Option(help="Only this source; default: any, and tmapi for new shops.")] = None,
     since: Since = None,
     option: Options = None,
+    max_calls: MaxCalls = None,
+    max_spend: MaxSpend = None,
     follow: Follow = True,
     json: Json = False,
     quiet: Quiet = False,
@@ -123,13 +134,13 @@ def recrawl(
         raise UsageError("say which shops: keys, --all, --failed, --verdict or --older-than")
     age = parse_duration(older_than) if older_than else None
     chosen = [shop_request(key, source or DEFAULT_SOURCE, {}, settings) for key in dict.fromkeys(shops or [])]
-    given = _texts({"since": since, **_pairs(option)})
+    given, budget = _texts({"since": since, **_pairs(option)}), Budget(max_calls, _money("--max-spend", max_spend))
     _require_access(settings, {source or DEFAULT_SOURCE})
 
     async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
         requests = await _select(connection, clock, source, chosen, verdicts or None, age)
         requests = changed_options(requests, given, settings)
-        return await submit_recrawl(connection, requests, now=clock.now(), settings=settings)
+        return await submit_recrawl(connection, requests, now=clock.now(), settings=settings, budget=budget)
 
     _crawl(settings, submit, follow=follow, json=json, quiet=quiet)
 
@@ -195,6 +206,22 @@ def resume(json: Json = False, quiet: Quiet = False, workers: Workers = None, co
     for status in statuses:
         _show(status, settings, json=json)
     raise typer.Exit(max((exit_code(status) for status in statuses), default=0))
+
+
+@app.command()
+def budget(
+    crawl_id: Annotated[int, typer.Argument(metavar="CRAWL", help="A crawl's number.")],
+    max_calls: MaxCalls = None,
+    max_spend: MaxSpend = None,
+) -> None:
+    """Give a crawl another budget; what waited for it goes on."""
+    settings = load_settings()
+    caps = Budget(max_calls, _money("--max-spend", max_spend))
+    if caps == Budget():
+        raise UsageError("say which budget: --max-calls or --max-spend")
+    run.run_until_signalled(run.set_budget(settings, crawl_id, caps))
+    hint = ": `shopcrawl resume` goes on with it" if settings.redis_url is None else ""
+    sys.stdout.write(f"crawl {crawl_id} has a new budget{hint}\n")
 
 
 @app.command()
@@ -272,6 +299,17 @@ def _pairs(options: Sequence[str] | None) -> dict[str, str]:
     if wrong is not None:
         raise UsageError(f"--option {wrong[:40]!r}: write it as NAME=VALUE")
     return {name.strip(): value for name, _, value in pairs}
+
+
+def _money(name: str, text: str | None) -> Decimal | None:
+    """An amount of money. Raises UsageError."""
+    try:
+        amount = None if text is None else Decimal(text)
+    except InvalidOperation:
+        amount = Decimal(-1)
+    if amount is not None and not (amount.is_finite() and 0 <= amount < 10**12):
+        raise UsageError(f"{name} must be an amount such as 12.50, not {str(text)[:20]!r}")
+    return amount
 
 
 def _texts(values: Mapping[str, object]) -> dict[str, str]:

@@ -22,9 +22,10 @@ from models.source import source_named, source_names
 from producer import metrics, news
 from producer.dispatch import Dispatcher, oldest_due, window
 from producer.enqueue import send
+from producer.hold import rest_crawls
 from producer.pauses import Pause, pause
 from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
-from producer.review import LARGEST_REVIEW, review
+from producer.review import LARGEST_REVIEW, Reviewed, review
 
 BUSY_PAUSE = 0.1
 IDLE_PAUSE = 0.5
@@ -152,6 +153,11 @@ class Producer:
             suspects = await overdue(connection, now)
             metrics.oldest_due.set(await oldest_due(connection, source_names(), now))
         await self._align_parks(parked)
+        async with self._engine.begin() as connection:
+            resting = await rest_crawls(connection)
+        if resting:
+            async with reader(self._engine).connect() as connection:
+                await news.tell(connection, Reviewed(finished=resting), now=now)
         missing = suspects - await alive(self._redis, suspects) if suspects else frozenset()
         lost = missing & self._suspicion.missing
         if lost:

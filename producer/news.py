@@ -22,7 +22,7 @@ async def tell(connection: AsyncConnection, reviewed: Reviewed, *, now: datetime
     for crawl_id in reviewed.finished:
         status = await crawl_status(connection, crawl_id, now=now)
         figures = msgspec.to_builtins(status)
-        event = "crawl finished" if status.is_finished else "crawl waits for sessions"
+        event = "crawl finished" if status.is_finished else "crawl waits"
         logger.info(event, extra={name: value for name, value in figures.items() if name != "state"})
 
 

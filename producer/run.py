@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from models import credentials, fleet, metrics
 from models.background import background, stop_tasks
 from models.broker import redis_url
-from models.crawls import ShopRequest, Submission, unfinished_crawls
+from models.budget import raise_caps
+from models.crawls import Budget, ShopRequest, Submission, unfinished_crawls
 from models.database import Clock, is_postgresql, reader, require_schema
 from models.errors import UsageError
 from models.settings import Settings
@@ -194,6 +195,15 @@ async def resume(settings: Settings, console: Console, *, quiet: bool) -> list[C
             bans = f"; bans of {', '.join(sources)} are lifted" if sources else ""
             console.print(f"{lifted} credentials are used again, {len(unfinished)} crawls go on{bans}")
         return [await see_through(settings, engine, clock, console, crawl_id, quiet=quiet) for crawl_id in unfinished]
+
+
+async def set_budget(settings: Settings, crawl_id: int, caps: Budget) -> None:
+    """Give a crawl another budget. Raises UsageError if there is no such crawl."""
+    async with database(settings) as (engine, clock), engine.begin() as connection:
+        if not await raise_caps(
+            connection, crawl_id, max_calls=caps.max_calls, max_spend=caps.max_spend, now=clock.now()
+        ):
+            raise UsageError(f"there is no crawl {crawl_id}: `shopcrawl crawls` lists them")
 
 
 async def _lift_bans(settings: Settings) -> list[str]:

@@ -207,7 +207,7 @@ def test_since_is_stored_as_given_or_as_utc(value: str, stored: str) -> None:
 @pytest.mark.parametrize(
     ("given_options", "complaint"),
     [
-        ({"sort": "x"}, "unknown option 'sort' for top; known: page_size, max_pages, q, cid"),
+        ({"sort": "x"}, "unknown option 'sort' for top; known: page_size, max_pages, max_calls, q, cid"),
         ({"start_modified": "2026-01-01"}, "unknown option"),
         ({"page_size": "0"}, "page_size must be a whole number from 1 to 200, not '0'"),
         ({"page_size": "201"}, "from 1 to 200"),

@@ -48,7 +48,7 @@ _ITEM_ID = re.compile(r"[0-9A-Za-z_.\-]{1,64}")
 _ROUNDED_TOTAL = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,4})?)(万|亿)?\+?")
 _UNITS = {None: 1, "万": 10**4, "亿": 10**8}
 
-_OPTIONS = ("sort", "page_size", "max_pages", "shop_cat_id", "price_start", "price_end")
+_OPTIONS = ("sort", "page_size", "max_pages", "max_calls", "shop_cat_id", "price_start", "price_end")
 
 _ITEM_FIELDS: dict[str, tuple[str, base.Reader]] = {
     "title": ("title", base.read_text),
@@ -134,6 +134,8 @@ class TmapiSource(Source):
             "page_size": base.whole_number("page_size", chosen.get("page_size", settings.page_size), MAX_PAGE_SIZE),
             "max_pages": base.whole_number("max_pages", chosen.get("max_pages", most_pages), most_pages),
         }
+        if "max_calls" in chosen:
+            options["max_calls"] = base.whole_number("max_calls", chosen["max_calls"], base.MAX_CALLS)
         for name, form in (("shop_cat_id", _CATEGORY), ("price_start", _PRICE), ("price_end", _PRICE)):
             if name in chosen:
                 options[name] = _matching(name, chosen[name], form)
@@ -159,7 +161,7 @@ class TmapiSource(Source):
             "page_size": str(options.get("page_size", settings.page_size)),
             "sort": str(options.get("sort", DEFAULT_SORT)),
         }
-        params.update({name: str(options[name]) for name in _OPTIONS[3:] if options.get(name)})
+        params.update({name: str(options[name]) for name in TmapiSource.filter_names if options.get(name)})
         return HttpRequest("GET", self.base_url(settings) + PATH, params, {"Accept": "application/json"})
 
     def decode(self, response: HttpResponse, task: PageTask, now: datetime) -> FetchedPage:  # noqa: ARG002 (not needed)

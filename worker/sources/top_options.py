@@ -22,7 +22,7 @@ COLUMNS = ("list_time", "delist_time", "num", "modified", "sold_quantity")
 # An item that is edited goes to the end under this order, where pages are read first.
 DEFAULT_ORDER = "modified:asc"
 MAX_PAGE_SIZE = 200
-OPTIONS = ("page_size", "max_pages", "q", "cid", "order_by", "fields", "since", "nick")
+OPTIONS = ("page_size", "max_pages", "max_calls", "q", "cid", "order_by", "fields", "since", "nick")
 
 # Whatever could end a log line, a query, a CSV cell or a shell word is no part of a nick.
 _NICK = re.compile(r"[0-9A-Za-z_.:@·\-\u3041-\u3096\u30a1-\u30fa\u30fc\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3]{1,128}")
@@ -54,6 +54,8 @@ def checked(given: Mapping[str, str], settings: Settings) -> dict[str, Any]:
         "order_by": _order(chosen.get("order_by", DEFAULT_ORDER)),
         "fields": _fields(chosen.get("fields", DEFAULT_FIELDS)),
     }
+    if "max_calls" in chosen:
+        options["max_calls"] = base.whole_number("max_calls", chosen["max_calls"], base.MAX_CALLS)
     readers = {"q": _query, "cid": _category, "since": _since, "nick": _nick}
     options.update({name: read(chosen[name]) for name, read in readers.items() if name in chosen})
     return options
