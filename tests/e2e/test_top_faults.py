@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.fleet import TOKEN, true_values
+from tests.e2e.fleet import COLUMNS, TOKEN, true_values
 from tests.e2e.sellers import SellerFleet
 from tests.simulator.process import SimulatorProcess
 
@@ -65,3 +65,34 @@ async def test_seller_that_the_platform_refuses_fails_with_its_words_and_no_othe
         assert "卖家不存在" in found["gone"].reason and "仓库已关闭" in found["odd"].reason
         assert simulator.top_calls("gone")["total"] == simulator.top_calls("odd")["total"] == 1
         await fleet.assert_stored(fleet.truth(["sound"]))
+
+
+async def test_fewer_fields_are_asked_for_where_the_wide_list_is_refused_and_take_nothing_away(tmp_path: Path) -> None:
+    sellers = {"first": 900} | {f"other-{number}": 130 for number in range(12)}
+    with (
+        SimulatorProcess(shops=0, seed=6, top=sellers, switches={"top_fields": "narrow"}) as simulator,
+        SellerFleet(tmp_path, simulator, top_page_size=PAGE_SIZE) as fleet,
+    ):
+        crawl = ("crawl", str(fleet.shops_file()), "--quiet", "--json")
+        done = fleet.run(*crawl)
+        assert done.returncode == 0, done.stderr
+        whole = fleet.truth()
+        empty = dict.fromkeys(COLUMNS)
+        narrow = ("title", "category_id")
+        await fleet.assert_stored({key: empty | {name: row[name] for name in narrow} for key, row in whole.items()})
+        assert 1 <= refused(simulator) <= len(sellers), "the pages that were under way together, and no later one"
+
+        simulator.script({"set": {"top_fields": "wide"}})
+        assert fleet.run(*crawl).returncode == 0
+        await fleet.assert_stored(whole)
+
+        simulator.script({"set": {"top_fields": "narrow"}})
+        assert fleet.run(*crawl).returncode == 0
+        await fleet.assert_stored(whole)
+        assert refused(simulator) <= 2 * len(sellers)
+        assert await fleet.verdicts(3) == {"complete": len(sellers)}
+
+
+def refused(simulator: SimulatorProcess) -> int:
+    """Calls that asked for too many fields."""
+    return sum(count for code, count in simulator.top_calls()["outcomes"].items() if code != "200")
