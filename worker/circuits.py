@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from models.background import stop_tasks
 from models.circuits import WHOLE_SOURCE, Circuit, circuit_key, open_key
+from models.errors import ShopcrawlError
 from models.messages import PageTask
 from models.settings import Settings
 from models.source import source_named, source_names
@@ -42,6 +43,15 @@ for i = 1, 2 do
 end
 return 1
 """
+
+
+class AtRest(ShopcrawlError):  # noqa: N818 - a state of the shop or source, not a fault
+    """No call for this page now; `stop` says for how long."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(stop.reason)
+        self.stop = stop
+
 
 Pair = tuple[Circuit, Circuit]
 """The circuit of a source and that of one of its shop crawls."""
@@ -80,10 +90,10 @@ class Circuits:
         if self._looking:
             await stop_tasks([self._looking])
 
-    async def ask(self, task: PageTask) -> Stop | None:
-        """What keeps this page from being called now; None if it may be called."""
+    async def enter(self, task: PageTask) -> None:
+        """Return if this page may be called, perhaps as the one that is tried after a rest. Raises AtRest."""
         if self.admits(task):
-            return None
+            return
         holder = self._holder(task)
 
         def enter(pair: Pair, now: float) -> Pair:
@@ -94,7 +104,9 @@ class Circuits:
             return taken(pair[0], holder, now, self._lease), taken(pair[1], holder, now, self._lease)
 
         pair, now = await self._update(task, enter)
-        return _first_stop(pair, holder, now)
+        stopped = _first_stop(pair, holder, now)
+        if stopped is not None:
+            raise AtRest(stopped)
 
     def admits(self, task: PageTask) -> bool:
         """Whether this process knows of nothing that keeps the page from being called; costs nothing."""

@@ -21,6 +21,7 @@ from models.errors import (
     ShopUnauthorisedError,
     SourceStoppedError,
     ThrottledError,
+    TransientError,
     UnavailableError,
     UsageError,
     WindowTooLargeError,
@@ -32,6 +33,8 @@ from models.settings import Settings
 from models.source import Credential, FetchedPage, HttpResponse, Source, source_named
 from worker import metrics
 from worker.bans import AllBanned
+from worker.circuit import Stop, after_stop, obey
+from worker.circuits import AtRest, Circuits
 from worker.client import Client
 from worker.credits import Credits
 from worker.limiter import Limiter
@@ -61,6 +64,7 @@ class Hands:
     writer: Writer
     parking: Parking
     sessions: Sessions
+    circuits: Circuits
     credits: Credits | None = None
     """Daily budgets of the credentials, if they have any."""
     held: dict[int, int] = field(default_factory=dict)
@@ -81,17 +85,19 @@ class Attempts:
     reserved: int = 1
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def count(self, credential: Credential, error: FetchError | None) -> None:
-        """Count one answer; one that is throttled or banned uses up no try, any other ends a row of those."""
+    def count(self, credential: Credential, error: FetchError | None, *, spared: bool = False) -> None:
+        """Count one answer; one that is throttled or banned uses up no try, any other ends a row of those.
+
+        `spared`: the whole source answers so, and the page is not to blame.
+        """
         self.calls[credential.name, error.code if error else "200"] += 1
         self.called = True
         if isinstance(error, ThrottledError | BannedError):
             self.throttles += 1
             return
         self.throttles = 0
-        if error is not None and not isinstance(
-            error, CredentialParkedError | SourceStoppedError | ShopUnauthorisedError
-        ):
+        spared = spared or isinstance(error, CredentialParkedError | SourceStoppedError | ShopUnauthorisedError)
+        if error is not None and not spared:
             self.tries += 1
 
 
@@ -111,6 +117,7 @@ async def crawl_page(task: PageTask, hands: Hands) -> str:
             hands.limiter.unclaim(task.page_id, task.fence)  # the message goes back to the queue and may run again
         raise  # else the page is sent anew, with a reservation of its own for the call that may be made twice
     finally:
+        hands.circuits.let_go(task)
         if hands.held.get(task.page_id) == task.fence:
             del hands.held[task.page_id]
     hands.limiter.finished(task.page_id)
@@ -135,9 +142,10 @@ async def _fetch_until_decided(task: PageTask, attempts: Attempts, hands: Hands)
             attempts.called = True
             response, fetched = await _call(task, source, permit, session, hands)
         except FetchError as error:
-            attempts.count(permit.credential, error)
+            stop = await _told(task, source, error, session, hands)
+            attempts.count(permit.credential, error, spared=stop is not None and stop.whole_source)
             narrower = _narrower(task, source) if isinstance(error, FieldsRefusedError) else None
-            pause = 0.0 if narrower else await _react(task, error, attempts, session, hands)
+            pause = 0.0 if narrower else await _react(task, error, stop, attempts, session, hands)
             if isinstance(pause, PageResult):
                 return pause
             task = narrower or task
@@ -146,6 +154,7 @@ async def _fetch_until_decided(task: PageTask, attempts: Attempts, hands: Hands)
                 return ended
         else:
             attempts.count(permit.credential, None)
+            await hands.circuits.good(task)
             if task.credential is not None:
                 await hands.parking.unpark(task.source, permit.credential.name)
             if wide[1] != str(task.options.get("fields")):
@@ -189,6 +198,8 @@ async def _turn(
     try:
         session = await hands.sessions.get(task.shop_id) if source.needs_session else None
         return session, await _paid_permit(task, source, attempts, hands)
+    except AtRest as rest:
+        return _at_rest(task, rest.stop, attempts, hands)
     except AllParked as parked:
         return put_back(reason=f"waits: {parked}", delay=1)
     except AllBanned as banned:
@@ -219,11 +230,33 @@ async def _permit(task: PageTask, source: Source, hands: Hands, *, claim: bool) 
     fence = (task.page_id, task.fence) if claim else None
     started = time.monotonic()
     async with asyncio.timeout(LONGEST_PERMIT_WAIT):
-        permit = await hands.limiter.acquire(
-            task.source, credentials, limits, priority=task.priority, claim=fence, only=task.credential
-        )
+        while True:
+            await hands.circuits.enter(task)
+            permit = await hands.limiter.acquire(
+                task.source, credentials, limits, priority=task.priority, claim=fence, only=task.credential
+            )
+            if hands.circuits.admits(task):
+                break
+            permit.release(ok=False, throttled=False)  # the shop or the source came to rest meanwhile
+            fence = None
     metrics.permit_wait.labels(task.source).observe(time.monotonic() - started)
     return permit
+
+
+async def _told(task: PageTask, source: Source, error: FetchError, session: str | None, hands: Hands) -> Stop | None:
+    """Tell the fleet of a fault that tends to stay; returns what keeps the page from being called again."""
+    if error.code not in source.sticky_outcomes or not isinstance(error, TransientError):
+        return None
+    return await hands.circuits.fault(task, _masked(error, session, hands))
+
+
+def _at_rest(task: PageTask, stop: Stop, attempts: Attempts, hands: Hands) -> PageResult:
+    """The result of a page that must not be called: it waits, or is dead because its shop is given up."""
+    if stop.given_up:
+        outcome = stop.reason.partition(":")[0]
+        return _result(task, hands, attempts, state="dead", outcome=outcome, reason=stop.reason)
+    delay = after_stop(stop, random.random())
+    return _result(task, hands, attempts, state="ready", reason=f"rests: {stop.reason}", delay=delay)
 
 
 async def _call(
@@ -266,14 +299,14 @@ async def _park(
 
 
 async def _react(
-    task: PageTask, error: FetchError, attempts: Attempts, session: str | None, hands: Hands
+    task: PageTask, error: FetchError, stop: Stop | None, attempts: Attempts, session: str | None, hands: Hands
 ) -> PageResult | float:
     """Decide and act on an error; returns the page's result, or the pause after which it is to be called again."""
     reason = _masked(error, session, hands)
     decision = decide(
         error, tries=attempts.tries, throttles=attempts.throttles, settings=hands.settings, random=random.random()
     )
-    match decision:
+    match obey(decision, stop, random.random()):
         case WaitHere(delay):
             return delay
         case PutBack(delay):

@@ -26,6 +26,7 @@ from models.source import source_named, source_names
 from models.vault import Vault
 from worker import metrics
 from worker.app import app, settings
+from worker.circuits import Circuits
 from worker.client import Client
 from worker.crawl import Hands
 from worker.crawl import crawl_page as crawl_one_page
@@ -120,7 +121,10 @@ async def _make_hands() -> None:
     credits_ = None if cap is None else Credits(engine, clock, cap)
     if credits_ is not None:
         _exit.push_async_callback(credits_.give_back)
-    _hands = Hands(settings, clock, limiter, client, writer, parking, sessions, credits_)
+    circuits = Circuits(redis, settings, process=PROCESS)
+    circuits.start()
+    _exit.push_async_callback(circuits.stop)
+    _hands = Hands(settings, clock, limiter, client, writer, parking, sessions, circuits, credits_)
     _keep_running(clock.keep(engine), _keep_beating(redis, _hands))
     for name in source_names():
         warn_if_plain_http(source_named(name).base_url(settings))

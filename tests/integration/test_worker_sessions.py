@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
+from redis.asyncio import Redis
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -28,6 +29,7 @@ from models.vault import Vault, new_key
 from tests.ledger import START, after, engine_for, rows
 from tests.session_source import session_source
 from worker import sessions as worker_sessions
+from worker.circuits import Circuits
 from worker.client import Client
 from worker.crawl import Hands, crawl_page
 from worker.limiter import Limiter
@@ -132,7 +134,9 @@ async def world_on(url: str) -> AsyncIterator[World]:
         writer, sessions = Writer(engine), Sessions(engine, vault, clock)
         writer.start()
         parking = Parking(engine, cast(Limiter, limiter), clock, SETTINGS)
-        hands = Hands(SETTINGS, clock, cast(Limiter, limiter), cast(Client, client), writer, parking, sessions)
+        circuits = Circuits(Redis(), SETTINGS, process="test")  # never called: nothing of this source is sticky
+        given = (cast(Limiter, limiter), cast(Client, client), writer, parking, sessions, circuits)
+        hands = Hands(SETTINGS, clock, *given)
         yield World(engine, hands, vault, client, limiter, ids)
         await writer.stop()
         await sessions.stop()
