@@ -4,21 +4,33 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
-
-from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from models.errors import UnavailableError, UsageError
 from models.settings import Settings
+
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet, MultiFernet
 
 KEY_FILE = "secret.key"
 LOCK_FILE = "secret.lock"
 WRONG_KEY = f"sealed with a key that SHOPCRAWL_SECRET_KEY (without it: DATA_DIR/{KEY_FILE}) does not hold"
 
 
+@cache
+def _cryptography() -> ModuleType:
+    """Imported when it is needed: it takes 7 MB, and workers of sources without sessions never seal anything."""
+    from cryptography import fernet  # noqa: PLC0415
+
+    return fernet
+
+
 def new_key() -> str:
     """A key for SHOPCRAWL_SECRET_KEY."""
-    return Fernet.generate_key().decode()
+    return str(_cryptography().Fernet.generate_key().decode())
 
 
 class Vault:
@@ -70,13 +82,13 @@ class Vault:
             yield
             self._write_file(keys[:2])
 
-    def _ring(self) -> MultiFernet | None:
+    def _ring(self) -> "MultiFernet | None":
         """The keys at hand; None if there are none yet."""
         damaged = f"{self._file}: holds no Fernet key: restore it, or remove it and set all sessions anew"
         fernets = _fernets(self._given or self._read_file(), damaged)
-        return MultiFernet(fernets) if fernets else None
+        return _cryptography().MultiFernet(fernets) if fernets else None
 
-    def _make_file(self) -> MultiFernet:
+    def _make_file(self) -> "MultiFernet":
         with self._lock():
             ring = self._ring()
             if ring is None:
@@ -127,17 +139,17 @@ class Vault:
             os.close(descriptor)
 
 
-def _fernets(keys: Iterable[str], complaint: str) -> list[Fernet]:
+def _fernets(keys: Iterable[str], complaint: str) -> "list[Fernet]":
     try:
-        return [Fernet(key) for key in keys]
+        return [_cryptography().Fernet(key) for key in keys]
     except ValueError:  # its text may repeat parts of the key
         raise UsageError(complaint) from None
 
 
-def _opened(ring: MultiFernet, token: bytes) -> str | None:
+def _opened(ring: "MultiFernet", token: bytes) -> str | None:
     try:
         return ring.decrypt(token).decode()
-    except InvalidToken:
+    except _cryptography().InvalidToken:
         return None
 
 

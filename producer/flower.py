@@ -8,7 +8,8 @@ from models.errors import UsageError
 from models.settings import Settings
 
 MAX_TASKS = 10_000  # Flower's own 100,000 cost it memory and make its pages slow
-NOT_FOR_FLOWER = ("DATABASE_URL", "PROXY", "TMAPI_TOKENS", "FLOWER_PASSWORD")  # what it does not know, it cannot show
+# What it does not know, it cannot show.
+NOT_FOR_FLOWER = ("DATABASE_URL", "PROXY", "TMAPI_TOKENS", "TOP_APP_SECRET", "SECRET_KEY", "FLOWER_PASSWORD")
 
 
 def flower_command(settings: Settings) -> tuple[list[str], dict[str, str]]:

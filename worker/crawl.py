@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 
 import msgspec
 
@@ -30,7 +30,7 @@ from models.ledger import TOO_FAR, Calls, PageResult, with_page
 from models.messages import PageTask
 from models.redact import redact, redact_bytes
 from models.settings import Settings
-from models.source import Credential, FetchedPage, HttpResponse, Source, source_named
+from models.source import Credential, FetchedPage, HttpResponse, Source, source_named, source_names
 from worker import metrics
 from worker.bans import AllBanned
 from worker.circuit import Stop, after_stop, obey
@@ -71,6 +71,13 @@ class Hands:
     """Pages in this process and the fence of each: what the process reports to be alive with."""
     too_wide: set[tuple[str, str]] = field(default_factory=set)
     """(source, fields) that proved to be more than the API gives, so that only one call is refused for them."""
+
+    @cached_property
+    def sent_secrets(self) -> tuple[str, ...]:
+        """What calls carry: the settings' secrets and every credential, those of third parties' sources included."""
+        adapters = [source_named(name) for name in source_names()]
+        credentials = [each.secret for adapter in adapters for each in adapter.credentials(self.settings)]
+        return tuple(dict.fromkeys((*self.settings.sent_secrets, *credentials)))
 
 
 @dataclass
@@ -269,7 +276,7 @@ async def _call(
     started = time.monotonic()
     try:
         request = source.request(task, permit.credential, hands.settings, hands.clock.now(), session)
-        response = _without_secrets(await hands.client.fetch(request), hands.settings.sent_secrets, session)
+        response = _without_secrets(await hands.client.fetch(request), hands.sent_secrets, session)
         fetched = source.decode(response, task, hands.clock.now())
         ok, outcome = True, "200"
         return response, fetched
@@ -364,7 +371,7 @@ def _result(
 
 def _masked(error: FetchError, session: str | None, hands: Hands) -> str:
     """The error's text without any secret that the call may have carried."""
-    secrets = hands.settings.secrets
+    secrets = (*hands.settings.secrets, *hands.sent_secrets)
     return redact(str(error), secrets if session is None else (*secrets, session))
 
 

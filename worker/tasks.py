@@ -34,7 +34,7 @@ from worker.credits import Credits
 from worker.limiter import Limiter
 from worker.loop import on_loop_start, on_loop_stop
 from worker.parking import Parking
-from worker.pool import AsyncioPool, async_task
+from worker.pool import AsyncioPool, async_task, light_task
 from worker.sessions import Sessions
 from worker.writer import Writer
 
@@ -70,7 +70,7 @@ def hands() -> Hands:
 
 
 @app.task(name=TASK_NAME, Request="worker.request:PageRequest")  # type: ignore[untyped-decorator]
-@async_task
+@light_task
 async def crawl_page(**message: Any) -> str:
     """Fetch and store one page of one shop."""
     return await crawl_one_page(msgspec.convert(message, PageTask), hands())
