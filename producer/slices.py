@@ -50,6 +50,11 @@ class Shop:
     changed: dict[int, Slice] = field(default_factory=dict)
     pages: list[dict[str, Any]] = field(default_factory=list)
 
+    @property
+    def wanted(self) -> int:
+        """Pages that the slices at hand still want."""
+        return sum(part.remaining for part in self.slices.values())
+
     def keep(self, part: Slice) -> Slice:
         """Note a slice as it is now; a new one gets its number."""
         if not part.number:
@@ -95,7 +100,7 @@ def _rules(source: str, settings: Settings) -> WindowRules:
 
 async def _take_in(connection: AsyncConnection, shop: Shop, now: datetime) -> None:
     """Advance each slice by the answer to its call."""
-    before = sum(part.remaining for part in shop.slices.values())
+    before = shop.wanted
     for fact in shop.facts:
         shop.progress = tally(shop.progress, fact)
         part = shop.slices[fact.slice]
@@ -109,13 +114,7 @@ async def _take_in(connection: AsyncConnection, shop: Shop, now: datetime) -> No
             shop.progress = replace(
                 shop.progress, total_first=fact.total if first is None else first, total_last=fact.total
             )
-    _count_pages(shop, before)
-
-
-def _count_pages(shop: Shop, before: int) -> None:
-    """Keep the number of planned pages in step with what the slices still want."""
-    after = sum(part.remaining for part in shop.slices.values())
-    planned = shop.progress.planned + after - before + len(shop.facts)
+    planned = shop.progress.planned + shop.wanted - before + len(shop.facts)
     shop.progress = replace(shop.progress, planned=planned)
 
 
@@ -147,12 +146,11 @@ async def _verify(connection: AsyncConnection, shops: Mapping[int, Shop]) -> Non
     pages = await _shown(connection, [(key, part.number) for key, parts in ended.items() for part in parts])
     for key, parts in ended.items():
         shop = shops[key]
+        before = shop.wanted
         for part in parts:
             forward, backward = _places(pages[key, part.number], shop.reading.size)
-            step = verify(part, forward, backward, shop.reading)
-            await _apply(connection, shop, step)
-            more = step.slice.remaining + sum(new.remaining for new in step.opened)
-            shop.progress = replace(shop.progress, planned=shop.progress.planned + more)
+            await _apply(connection, shop, verify(part, forward, backward, shop.reading))
+        shop.progress = replace(shop.progress, planned=shop.progress.planned + shop.wanted - before)
 
 
 async def _shown(connection: AsyncConnection, ended: Iterable[Key]) -> dict[Key, list[tuple[int, bytes]]]:

@@ -245,6 +245,22 @@ async def test_a_crawl_that_is_not_complete_moves_no_watermark(engine: AsyncEngi
     await assert_figures(platform, crawl_id)
 
 
+@pytest.mark.parametrize(("categories", "verdict", "shown"), [(5, "complete", 800), (1, "partial", 500)])
+async def test_a_second_with_too_many_rows_is_read_by_category_or_reported(
+    engine: AsyncEngine, categories: int, verdict: str, shown: int
+) -> None:
+    crowd = seller(100)
+    for number in range(700):
+        crowd.add(50_000, str(number % categories))
+    platform = Platform(engine, one=crowd)
+    crawl_id = await platform.submit("one")
+    await platform.run(crawl_id)
+    found = await platform.crawled(crawl_id)
+    assert (found.verdict, found.distinct_items) == (verdict, shown)
+    assert (verdict == "complete") != ("300 more were announced and never shown (too many rows" in found.reason)
+    await assert_figures(platform, crawl_id)
+
+
 @pytest.mark.parametrize("most", [1, 7, 30])
 async def test_a_shop_never_costs_more_pages_than_it_may(engine: AsyncEngine, most: int) -> None:
     platform = Platform(engine, one=seller(800))
