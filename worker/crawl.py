@@ -90,21 +90,20 @@ class Attempts:
     called: bool = False
     """A call has left that no result accounts for yet: should this process be told to stop, it may not be repeated."""
     reserved: int = 1
+    stop: Stop | None = None
+    """What keeps the page from being called again since its last answer: its shop or source has come to rest."""
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def count(self, credential: Credential, error: FetchError | None, *, spared: bool = False) -> None:
-        """Count one answer; one that is throttled or banned uses up no try, any other ends a row of those.
-
-        `spared`: the whole source answers so, and the page is not to blame.
-        """
+    def count(self, credential: Credential, error: FetchError | None) -> None:
+        """Count one answer; one that is throttled or banned uses up no try, any other ends a row of those."""
         self.calls[credential.name, error.code if error else "200"] += 1
         self.called = True
         if isinstance(error, ThrottledError | BannedError):
             self.throttles += 1
             return
         self.throttles = 0
-        spared = spared or isinstance(error, CredentialParkedError | SourceStoppedError | ShopUnauthorisedError)
-        if error is not None and not spared:
+        blameless = isinstance(error, CredentialParkedError | SourceStoppedError | ShopUnauthorisedError)
+        if error is not None and not blameless and not (self.stop and self.stop.whole_source):
             self.tries += 1
 
 
@@ -147,12 +146,11 @@ async def _fetch_until_decided(task: PageTask, attempts: Attempts, hands: Hands)
         session, permit = turn
         try:
             attempts.called = True
-            response, fetched = await _call(task, source, permit, session, hands)
+            response, fetched = await _call(task, source, permit, session, attempts, hands)
         except FetchError as error:
-            stop = await _told(task, source, error, session, hands)
-            attempts.count(permit.credential, error, spared=stop is not None and stop.whole_source)
+            attempts.count(permit.credential, error)
             narrower = _narrower(task, source) if isinstance(error, FieldsRefusedError) else None
-            pause = 0.0 if narrower else await _react(task, error, stop, attempts, session, hands)
+            pause = 0.0 if narrower else await _react(task, error, attempts, session, hands)
             if isinstance(pause, PageResult):
                 return pause
             task = narrower or task
@@ -267,9 +265,10 @@ def _at_rest(task: PageTask, stop: Stop, attempts: Attempts, hands: Hands) -> Pa
 
 
 async def _call(
-    task: PageTask, source: Source, permit: Permit, session: str | None, hands: Hands
+    task: PageTask, source: Source, permit: Permit, session: str | None, attempts: Attempts, hands: Hands
 ) -> tuple[HttpResponse, FetchedPage]:
     """One paid call; the permit goes back with what it showed, whatever happens."""
+    attempts.stop = None
     ok = throttled = False
     outcome = "unknown"
     response: HttpResponse | None = None
@@ -283,6 +282,7 @@ async def _call(
     except FetchError as error:
         error.body = response.body if response else None
         throttled, outcome = isinstance(error, ThrottledError), error.code
+        attempts.stop = await _told(task, source, error, session, hands)
         if isinstance(error, CredentialParkedError | SourceStoppedError):
             # Before the permit goes back: whoever had it next would be refused as well.
             await _park(task, source, permit.credential, error, session, hands)
@@ -306,14 +306,14 @@ async def _park(
 
 
 async def _react(
-    task: PageTask, error: FetchError, stop: Stop | None, attempts: Attempts, session: str | None, hands: Hands
+    task: PageTask, error: FetchError, attempts: Attempts, session: str | None, hands: Hands
 ) -> PageResult | float:
     """Decide and act on an error; returns the page's result, or the pause after which it is to be called again."""
     reason = _masked(error, session, hands)
     decision = decide(
         error, tries=attempts.tries, throttles=attempts.throttles, settings=hands.settings, random=random.random()
     )
-    match obey(decision, stop, random.random()):
+    match obey(decision, attempts.stop, random.random()):
         case WaitHere(delay):
             return delay
         case PutBack(delay):
