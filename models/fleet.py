@@ -3,7 +3,7 @@
 import asyncio
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 
@@ -98,6 +98,11 @@ def bans_key(source: str) -> str:
     return f"{PREFIX}bans:{source}"
 
 
+def orders_key(source: str) -> str:
+    """The hash of what an operator has set: a credential's name or WHOLE_SOURCE to `concurrency=40 rate=5`."""
+    return f"{PREFIX}orders:{source}"
+
+
 def credentials_key(source: str) -> str:
     """The set of credentials that a source's limiter has seen."""
     return f"{PREFIX}credentials:{source}"
@@ -109,7 +114,10 @@ def limit_key(source: str, credential: str) -> str:
 
 
 def holders_key(source: str, credential: str) -> str:
-    """The hash of processes that hold permits: name to `quota in_use waiting deadline` (ms of Redis' clock)."""
+    """The hash of processes that hold permits: name to `quota in_use waiting deadline calls`.
+
+    The deadline is in ms of Redis' clock; calls are those left of a limited day.
+    """
     return f"{PREFIX}holders:{source}:{credential}"
 
 
@@ -138,6 +146,28 @@ async def unpark(redis: Redis, source: str, credential: str) -> None:
     """Let the fleet call with this credential again."""
     await redis.hdel(parked_key(source), credential)
     await redis.publish(NEWS, source)
+
+
+async def set_order(redis: Redis, source: str, scope: str, order: Mapping[str, float]) -> None:
+    """Have the whole fleet obey `concurrency`, `rate`, `floor` and `ceiling`; an empty order is forgotten.
+
+    `scope` is a credential's name or WHOLE_SOURCE.
+    """
+    if order:
+        text = " ".join(f"{name}={value:g}" for name, value in sorted(order.items()))
+        await redis.hset(orders_key(source), scope, text)
+    else:
+        await redis.hdel(orders_key(source), scope)
+    await redis.publish(NEWS, source)
+
+
+async def orders(redis: Redis, source: str) -> dict[str, dict[str, float]]:
+    """What an operator has set, by scope."""
+    found = await redis.hgetall(orders_key(source))
+    return {
+        _text(scope): {name: float(value) for name, _, value in (part.partition("=") for part in _text(text).split())}
+        for scope, text in found.items()
+    }
 
 
 async def parked(redis: Redis, source: str) -> dict[str, str]:
@@ -205,7 +235,7 @@ async def limit_states(redis: Redis, source: str) -> list[LimitState]:
     async with redis.pipeline(transaction=False) as pipe:
         pipe.time()
         for name in names:
-            pipe.hmget(limit_key(source, name), "limit", "knee")
+            pipe.hmget(limit_key(source, name), "in_force", "knee")
             pipe.hvals(holders_key(source, name))
         (seconds, micros), *replies = await pipe.execute()
     now = seconds * 1000 + micros / 1000

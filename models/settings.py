@@ -33,8 +33,14 @@ class Settings(BaseSettings):
     tmapi_base_url: str = Field("https://api.tmapi.io", description="TMAPI's address")
     tmapi_tokens: Annotated[tuple[SecretStr, ...], NoDecode] = Field((), description="TMAPI tokens, comma-separated")
     tmapi_rate: float = Field(0, ge=0, description="requests a second and token; 0: no rate limit")
+    tmapi_rate_per_minute: float = Field(0, ge=0, description="requests a minute and token, evenly spread; 0: no limit")
+    tmapi_calls_per_day: int = Field(0, ge=0, description="requests a day (UTC) and token; 0: no limit")
     tmapi_concurrency_start: float = Field(4, ge=1, description="calls in flight a token starts with")
+    tmapi_concurrency_min: float = Field(1, ge=1, description="calls in flight a token never falls below")
     tmapi_concurrency_max: float = Field(200, ge=1, description="calls in flight a token never exceeds")
+    tmapi_concurrency_fixed: float = Field(
+        0, ge=0, description="calls in flight a token always has; 0: found by itself"
+    )
 
     top_gateway_url: str = Field("https://eco.taobao.com/router/rest", description="Taobao Open Platform's gateway")
     top_app_key: str | None = Field(None, description="the app's key (AppKey)")
@@ -42,8 +48,12 @@ class Settings(BaseSettings):
     top_sign_method: Literal["hmac-sha256", "hmac", "md5"] = Field("hmac-sha256", description="how calls are signed")
     top_simplify: bool = Field(True, description="ask for the simplified JSON")
     top_rate: float = Field(0, ge=0, description="requests a second and app; 0: no rate limit")
+    top_rate_per_minute: float = Field(0, ge=0, description="requests a minute and app, evenly spread; 0: no limit")
+    top_calls_per_day: int = Field(0, ge=0, description="requests a day (GMT+8) and app; 0: no limit")
     top_concurrency_start: float = Field(4, ge=1, description="calls in flight an app starts with")
+    top_concurrency_min: float = Field(1, ge=1, description="calls in flight an app never falls below")
     top_concurrency_max: float = Field(100, ge=1, description="calls in flight an app never exceeds")
+    top_concurrency_fixed: float = Field(0, ge=0, description="calls in flight an app always has; 0: found by itself")
     top_page_size: int = Field(200, ge=1, le=200, description="items asked for per page")
     top_max_pages: int = Field(50_000, ge=1, description="pages of one shop that are never exceeded")
     top_window_rows: int = Field(

@@ -28,12 +28,36 @@ class Credential(msgspec.Struct, frozen=True):
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Bounds of the fleet-wide limiter for one credential; `rate` in requests per second, 0 for none."""
+    """Bounds of the fleet-wide limiter for one credential.
+
+    `rate` in requests per second and `per_day` in requests, 0 for none; days begin `day_shift` seconds before UTC's.
+    """
 
     rate: float
     start: float
     floor: float
     ceiling: float
+    per_day: int = 0
+    day_shift: float = 0
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        concurrency: tuple[float, float, float, float],
+        rate: float,
+        per_minute: float,
+        per_day: int,
+        day_shift: float = 0,
+    ) -> "Limits":
+        """Bounds as settings give them: concurrency is (start, lowest, highest, fixed), 0 for what is not set.
+
+        A minute's requests are spread evenly, because no sliding minute may have more.
+        """
+        start, lowest, highest, fixed = concurrency
+        lowest, highest = (fixed, fixed) if fixed else (min(lowest, highest), highest)
+        rates = [each for each in (rate, per_minute / 60) if each]
+        return cls(min(rates, default=0), max(lowest, min(start, highest)), lowest, highest, per_day, day_shift)
 
 
 class HttpRequest(msgspec.Struct, frozen=True):

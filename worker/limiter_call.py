@@ -11,7 +11,10 @@ FINISHED_TTL = 60
 
 
 class LaneCall(msgspec.Struct):
-    """What a process says about one credential; `throttles` are (level, sent at) of refused calls."""
+    """What a process says about one credential; `throttles` are (level, sent at) of refused calls.
+
+    Of a limited day: its number and the calls `used` as last heard, and the `calls` left here, which go back if `idle`.
+    """
 
     name: str
     quota: int
@@ -28,6 +31,12 @@ class LaneCall(msgspec.Struct):
     start: float
     floor: float
     ceiling: float
+    per_day: int = 0
+    day_shift: float = 0
+    day: int = 0
+    used: int = 0
+    calls: int = 0
+    idle: bool = False
 
 
 class Call(msgspec.Struct):
@@ -52,7 +61,11 @@ class Call(msgspec.Struct):
 
 
 class LaneAnswer(msgspec.Struct, array_like=True):
-    """The share of one credential, and rate slots: how many, ms until the first, ms between them."""
+    """The share of one credential, and rate slots: how many, ms until the first, ms between them.
+
+    `rate` is the one in force. `calls` are those added to what the process may still make today, -1: any number; the
+    day ends in `day_left` ms.
+    """
 
     quota: int
     others: int
@@ -63,6 +76,11 @@ class LaneAnswer(msgspec.Struct, array_like=True):
     slots: int
     delay: float
     spacing: float
+    rate: float = 0
+    day: int = 0
+    used: int = 0
+    calls: int = -1
+    day_left: float = 0
 
 
 class Answer(msgspec.Struct, array_like=True):
@@ -81,7 +99,7 @@ def script_text() -> bytes:
 
 def script_arguments(source: str, call: Call) -> tuple[list[str], list[str | bytes]]:
     """KEYS and ARGV of the script for one call."""
-    keys = [fleet.parked_key(source), fleet.credentials_key(source), fleet.bans_key(source)]
+    keys = [f(source) for f in (fleet.parked_key, fleet.credentials_key, fleet.bans_key, fleet.orders_key)]
     for lane in call.lanes:
         keys += (fleet.limit_key(source, lane.name), fleet.holders_key(source, lane.name))
     return keys, [msgspec.msgpack.encode(call), fleet.CLAIM_PREFIX, fleet.NEWS, source]

@@ -198,13 +198,14 @@ class Pool:
         checked = [waiter for waiter in self._unchecked if not waiter.future.done()]
         self._unchecked = []
         lanes = sorted(self.lanes.values(), key=lambda lane: lane.in_use / max(1, lane.answer.limit))
+        idle = leaving or not self._waiting.total()
         call = Call(
             process=self.terms.process,
             claims=[(str(w.claim[0]), w.claim[1], w.value) for w in checked if w.claim],
             unclaimed=self.unclaimed.copy(),
             finished=self.finished.copy(),
             waiting=self._waiting[None],
-            lanes=[lane.call(self._waiting[lane.name], self._last_call) for lane in lanes],
+            lanes=[lane.call(self._waiting[lane.name], self._last_call, idle=idle) for lane in lanes],
             lease=round(self.terms.lease * 1000),
             grace=round(self.terms.beat * 1250),
             bans=self.bans.call(self._last_call),
@@ -245,10 +246,10 @@ class Pool:
         if not self._waiting.total() or (self.lanes and not lanes):
             return longest
         lanes = [lane for lane in lanes if not lane.parked]
-        if lanes and all(lane.limits.rate and not lane.slots for lane in lanes):
+        if lanes and all(lane.rate and not lane.slots for lane in lanes):
             pause = max(SLOT_PATIENCE, min(lane.answer.delay for lane in lanes) / 1000 - SLOT_PATIENCE)
         else:
-            pause = SLOT_PATIENCE if any(lane.limits.rate for lane in lanes) else PATIENCE
+            pause = SLOT_PATIENCE if any(lane.rate for lane in lanes) else PATIENCE
         return min(longest, pause)
 
     def _refuse(self) -> None:

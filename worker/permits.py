@@ -9,6 +9,7 @@ from models.source import Credential, Limits
 from worker.limiter_call import LaneAnswer, LaneCall
 
 SLOT_LATENESS = 0.01  # a rate slot missed by more is lost: using it late would crowd a second
+SLOT_MARGIN = 0.015  # unless it is late by less than this part of the pause between slots, which they are spread by
 
 
 class DuplicateDelivery(ShopcrawlError):  # noqa: N818 - an event to act on, not a fault
@@ -72,27 +73,37 @@ class Lane:
         self.quota = self.in_use = self.ok = 0
         self.throttles: list[tuple[int, float]] = []
         self.slots: deque[float] = deque()
-        self.deadline = 0.0
+        self.calls = 0
+        self.deadline = self.day_end = 0.0
         self.answer = LaneAnswer(0, 0, 0, 0, 0, "", 0, 0, 0)
 
     @property
     def name(self) -> str:
         return self.credential.name
 
+    @property
+    def rate(self) -> float:
+        """Requests per second, 0 for no such limit: as Redis says, which knows what an operator has set."""
+        return self.answer.rate if self.answer.born else self.limits.rate
+
     def has_room(self, now: float) -> bool:
         """Whether a permit may be handed out at loop time `now`."""
         if self.in_use >= self.quota or now >= self.deadline:
             return False
-        if not self.limits.rate:
+        if self.limits.per_day and (self.calls <= 0 or now >= self.day_end):
+            return False
+        if not self.rate:
             return True
-        while self.slots and self.slots[0] < now - SLOT_LATENESS:
+        oldest = now - max(SLOT_LATENESS, SLOT_MARGIN * self.answer.spacing / 1000)
+        while self.slots and self.slots[0] < oldest:
             self.slots.popleft()
         return bool(self.slots) and self.slots[0] <= now
 
     def hand_out(self) -> Permit:
         """Take one permit from the share."""
         self.in_use += 1
-        if self.limits.rate:
+        self.calls -= self.limits.per_day > 0
+        if self.rate:
             self.slots.popleft()
         return Permit(self, self.answer.others + self.in_use, self._redis_now())
 
@@ -105,13 +116,39 @@ class Lane:
             self.quota = max(0, self.quota - 1)
         self._freed(refused is not None)
 
-    def call(self, probes: int, now: float) -> LaneCall:
-        """What to tell Redis; after an expired lease the share is only what is in use."""
+    def call(self, probes: int, now: float, *, idle: bool = False) -> LaneCall:
+        """What to tell Redis; after an expired lease the share is only what is in use.
+
+        `idle`: nobody waits, so that the calls left of a limited day go back.
+        """
         known, limits = self.answer, self.limits
         quota = self.quota if now < self.deadline else self.in_use
-        bounds = (limits.rate, limits.start, limits.floor, limits.ceiling)
-        report = (quota, self.in_use, len(self.slots), probes, self.ok, self.throttles.copy(), self.park_unsent)
-        return LaneCall(self.name, *report, known.born, known.limit, known.knee, *bounds)
+        calls = self.calls
+        if idle:
+            self.calls = 0
+        return LaneCall(
+            name=self.name,
+            quota=quota,
+            in_use=self.in_use,
+            slots=len(self.slots),
+            probes=probes,
+            ok=self.ok,
+            throttles=self.throttles.copy(),
+            park=self.park_unsent,
+            born=known.born,
+            limit=known.limit,
+            knee=known.knee,
+            rate=limits.rate,
+            start=limits.start,
+            floor=limits.floor,
+            ceiling=limits.ceiling,
+            per_day=limits.per_day,
+            day_shift=limits.day_shift * 1000,
+            day=known.day,
+            used=known.used,
+            calls=calls,
+            idle=idle,
+        )
 
     def apply(self, said: LaneCall, answer: LaneAnswer, deadline: float, now: float) -> None:
         """Take over an answer; what came up since the call stays for the next one, retired permits included."""
@@ -122,6 +159,12 @@ class Lane:
         self.parked = self.park_unsent or answer.parked
         self.quota = max(0, answer.quota - len(self.throttles))
         self.deadline = deadline
+        if answer.day != self.answer.day:
+            self.calls = 0
+        self.calls += max(0, answer.calls)
+        self.day_end = now + answer.day_left / 1000
         self.answer = answer
+        if not self.rate:
+            self.slots.clear()
         first = now + answer.delay / 1000
         self.slots.extend(first + index * answer.spacing / 1000 for index in range(answer.slots))

@@ -1,6 +1,7 @@
 """The limiter's script against a plain model of it, with crashes, lost answers, a flushed Redis and moving time."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,13 +13,30 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from models import fleet
+from models.source import Limits
 from tests.servers import RedisServer
 from worker.limiter_call import Answer, Call, LaneAnswer, LaneCall, read_answer, script_arguments, script_text
 
 LEASE, GRACE = 10_000, 2_500
 PROCESSES = st.sampled_from(["a", "b", "c", "d"])
 SMALL = st.integers(0, 30)
-BOUNDS = st.sampled_from([(0.0, 4, 1, 60), (0.0, 8, 8, 8), (50.0, 6, 2, 40), (3.0, 4, 1, 60)])
+DAY = 86_400_000
+BOUNDS = st.sampled_from(
+    [
+        Limits(rate=0, start=4, floor=1, ceiling=60),
+        Limits(rate=0, start=8, floor=8, ceiling=8),
+        Limits(rate=50, start=6, floor=2, ceiling=40),
+        Limits(rate=3, start=4, floor=1, ceiling=60),
+        Limits(rate=0, start=8, floor=1, ceiling=60, per_day=60),
+        Limits(rate=50, start=8, floor=8, ceiling=8, per_day=25, day_shift=8 * 3600),
+    ]
+)
+ORDERS: dict[str, dict[str, float]] = {
+    "concurrency=10": {"floor": 10, "ceiling": 10},
+    "concurrency=3 rate=7.5": {"floor": 3, "ceiling": 3, "rate": 7.5},
+    "rate=0": {"rate": 0},
+    "floor=5 ceiling=20": {"floor": 5, "ceiling": 20},
+}
 
 
 class State(msgspec.Struct):
@@ -34,6 +52,8 @@ class State(msgspec.Struct):
     hits: int = 0
     slot: float = 0
     frozen_until: float = 0
+    day: int = 0
+    used: int = 0
 
 
 class Holder(msgspec.Struct):
@@ -42,6 +62,7 @@ class Holder(msgspec.Struct):
     quota: int
     waiting: int
     deadline: float
+    calls: int = 0
 
     @property
     def demand(self) -> int:
@@ -57,6 +78,7 @@ class Model:
         self.state: State | None = None
         self.reason = ""
         self.bans: dict[str, tuple[float, str]] = {}
+        self.orders: dict[str, str] = {}
 
     def run(self, call: Call, now: float) -> Answer:
         """The answer the script should give at Redis time `now`."""
@@ -69,8 +91,11 @@ class Model:
             if self.claims.get(page, (0, ""))[1].startswith(value):
                 del self.claims[page]
         duplicates = [index for index, wanted in enumerate(call.claims) if not self._claim(*wanted)]
-        lane = self._serve(call, call.lanes[0], call.waiting - len(duplicates), now)
-        return Answer(now, duplicates, [lane], [(scope, end - now, why) for scope, (end, why) in self.bans.items()])
+        bans = [
+            (scope, end - now, why) for scope, (end, why) in self.bans.items()
+        ]  # the day's shows in the next answer
+        lane = self._serve(call, obeying(call.lanes[0], self.orders), call.waiting - len(duplicates), now)
+        return Answer(now, duplicates, [lane], bans)
 
     def _claim(self, page: str, fence: int, value: str) -> bool:
         current = self.claims.get(page)
@@ -83,6 +108,8 @@ class Model:
         self.reason = lane.park or self.reason
         waiting = 0 if self.bans else lane.probes + (0 if self.reason else general)
         state = self._state(lane, now)
+        learnt = state.limit
+        bounded = state.limit = int(max(lane.floor, min(lane.ceiling, learnt)))
         others = [h for name, h in self.holders.items() if name != call.process and h.deadline > now]
         for throttle in lane.throttles:
             shrink(state, lane, throttle, now)
@@ -90,21 +117,71 @@ class Model:
             grow(state, lane, now)
         quota = share(state, lane, others, waiting, now)
         slots = reserve(state, lane, others, min(waiting, quota) - lane.slots, now)
+        calls, held = take_calls(state, lane, self.holders.get(call.process), others, quota, waiting, now)
+        self._note_day(state, lane, held + sum(h.calls for h in others), waiting)
         left = max(0, waiting - max(0, quota - lane.in_use))
-        self.holders[call.process] = Holder(max(quota, lane.in_use), left, now + LEASE)
-        held = sum(h.quota for h in others)
+        self.holders[call.process] = Holder(max(quota, lane.in_use), left, now + LEASE, held)
+        others_hold = sum(h.quota for h in others)
         state.cut_at, state.slot = round(state.cut_at, 3), round(state.slot, 3)  # as Redis stores them
-        return LaneAnswer(quota, held, state.limit, state.knee, int(state.born), self.reason, *slots)
+        day_left = (state.day + 1) * DAY - lane.day_shift - now
+        base = (quota, others_hold, state.limit, state.knee, int(state.born), self.reason)
+        if state.limit == bounded:  # bounds do not undo what was learnt
+            state.limit = learnt
+        return LaneAnswer(*base, *slots, lane.rate, state.day, state.used, calls, day_left)
+
+    def _note_day(self, state: State, lane: LaneCall, held: int, waiting: int) -> None:
+        known = self.bans.get("token")
+        if not lane.per_day or state.used < lane.per_day:
+            if known and known[1].startswith("daily limit"):
+                del self.bans["token"]
+        elif not known and not held and waiting:
+            ends = (state.day + 1) * DAY - lane.day_shift
+            self.bans["token"] = ends, f"daily limit of {lane.per_day} calls is used up"
 
     def _state(self, lane: LaneCall, now: float) -> State:
         state = self.state = self.state or State(math.floor(now), int(lane.start))
+        day = math.floor((now + lane.day_shift) / DAY)
+        if state.day != day:
+            state.day, state.used = day, 0
         if lane.born and lane.born != state.born:
             state.limit = max(state.limit, lane.limit)
             state.knee = state.knee or lane.knee
+            state.used = max(state.used, lane.used if lane.day == day else 0)
             state.frozen_until = max(state.frozen_until, state.born + GRACE)
             state.slot = max(state.slot, state.born + 100)
-        state.limit = int(max(lane.floor, min(lane.ceiling, state.limit)))
         return state
+
+
+def obeying(lane: LaneCall, orders: dict[str, str]) -> LaneCall:
+    """The call with what an operator has set in place of its bounds."""
+    wanted: dict[str, float] = {}
+    for scope in ("*", "token"):
+        wanted |= ORDERS[orders[scope]] if scope in orders else {}
+        if scope in orders and "concurrency" in orders[scope]:
+            wanted["fixed"] = wanted["ceiling"]
+    if "fixed" in wanted:
+        wanted["floor"] = wanted["ceiling"] = wanted.pop("fixed")
+    lane = msgspec.structs.replace(lane, **wanted)
+    return msgspec.structs.replace(lane, floor=min(lane.floor, lane.ceiling))
+
+
+def take_calls(
+    state: State, lane: LaneCall, own: Holder | None, others: list[Holder], quota: int, waiting: int, now: float
+) -> tuple[int, int]:
+    """Calls of a limited day: how many more this process may make, and how many it then holds."""
+    if not lane.per_day:
+        return -1, 0
+    holds = min(lane.calls, own.calls if own else 0) if lane.day == state.day else 0
+    if lane.idle:
+        state.used = max(0, state.used - holds)
+        return 0, 0
+    if now < state.frozen_until:
+        return 0, holds
+    left = max(0, lane.per_day - state.used)
+    fair = math.ceil(left / (1 + sum(h.demand > 0 for h in others)))
+    count = max(0, min(2 * quota - holds, waiting - holds, fair, left))
+    state.used += count
+    return count, holds + count
 
 
 def shrink(state: State, lane: LaneCall, throttle: tuple[int, float], now: float) -> None:
@@ -164,7 +241,7 @@ def reserve(state: State, lane: LaneCall, others: list[Holder], wanted: int, now
     if not lane.rate:
         return 0, 0, 0
     spacing = 1000 / (lane.rate * 0.985)
-    first = max(state.slot, now)
+    first = max(min(state.slot, now + 100 + spacing), now)
     most = max(1, math.ceil(100 / spacing / (1 + sum(h.demand > 0 for h in others))))
     count = max(0, min(wanted, most, math.ceil((now + 100 - first) / spacing)))
     state.slot = first + count * spacing
@@ -175,7 +252,7 @@ class Process:
     """A worker process as the script's caller."""
 
     def __init__(self) -> None:
-        self.quota = self.in_use = 0
+        self.quota = self.in_use = self.calls = 0
         self.last = LaneAnswer(0, 0, 0, 0, 0, "", 0, 0, 0)
 
 
@@ -186,7 +263,7 @@ class Machine(RuleBasedStateMachine):
     script: Any
 
     @initialize(bounds=BOUNDS)
-    def begin(self, bounds: tuple[float, int, int, int]) -> None:
+    def begin(self, bounds: Limits) -> None:
         self.client.flushall()
         self.bounds = bounds
         self.offset = 0
@@ -194,6 +271,8 @@ class Machine(RuleBasedStateMachine):
         self.model = Model()
         self.processes = {name: Process() for name in "abcd"}
         self.tags = 0
+        self.made: Counter[int] = Counter()
+        self.flushed_on = -1
 
     @rule(
         name=PROCESSES,
@@ -203,6 +282,7 @@ class Machine(RuleBasedStateMachine):
         claims=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 3)), max_size=3),
         boost=st.sampled_from([0, 0, 200]),
         probes=st.sampled_from([0, 0, 0, 1]),
+        idle=st.sampled_from([False, False, True]),
         answered=st.sampled_from([True, True, True, False]),
     )
     def call(
@@ -214,6 +294,7 @@ class Machine(RuleBasedStateMachine):
         claims: list[tuple[int, int]],
         boost: int,
         probes: int,
+        idle: bool,
         answered: bool,
     ) -> None:
         process = self.processes[name]
@@ -226,6 +307,9 @@ class Machine(RuleBasedStateMachine):
         call.claims = wanted
         lane = call.lanes[0]
         lane.throttles, lane.probes, lane.ok = throttles, probes, done - len(throttles) + (boost if done else 0)
+        if idle:
+            call.waiting, lane.probes, lane.idle, process.calls = 0, 0, True, 0
+            call.claims = []
         answer = self._run(call)
         if answered:
             self._learn(process, call, answer)
@@ -272,6 +356,15 @@ class Machine(RuleBasedStateMachine):
         self.client.delete(fleet.bans_key("tmapi"))
         self.model.bans = {}
 
+    @rule(scope=st.sampled_from(["token", fleet.WHOLE_SOURCE]), order=st.sampled_from([None, *ORDERS]))
+    def set_limits(self, scope: str, order: str | None) -> None:
+        if order is None:
+            self.client.hdel(fleet.orders_key("tmapi"), scope)
+            self.model.orders.pop(scope, None)
+        else:
+            self.client.hset(fleet.orders_key("tmapi"), scope, order)
+            self.model.orders[scope] = order
+
     @rule()
     def unpark(self) -> None:
         self.client.delete(fleet.parked_key("tmapi"))
@@ -281,8 +374,9 @@ class Machine(RuleBasedStateMachine):
     def flush(self) -> None:
         self.client.flushall()
         self.model = Model()
+        self.flushed_on = self._day()
 
-    @rule(milliseconds=st.sampled_from([50, 1000, 3000, 11_000, 31_000]))
+    @rule(milliseconds=st.sampled_from([50, 1000, 3000, 11_000, 31_000, DAY // 2]))
     def time_passes(self, milliseconds: int) -> None:
         self.offset += milliseconds
 
@@ -297,16 +391,25 @@ class Machine(RuleBasedStateMachine):
         model = {name: [h.quota, h.waiting] for name, h in self.model.holders.items() if h.deadline > self.now}
         assert live == model
 
+    @invariant()
+    def no_day_has_more_calls_than_its_limit(self) -> None:
+        if self.bounds.per_day and self.flushed_on != self._day():
+            assert self.made[self._day()] <= self.bounds.per_day
+
+    def _day(self) -> int:
+        return math.floor((self.now + self.bounds.day_shift * 1000) / DAY)
+
     def _tag(self) -> int:
         self.tags += 1
         return self.tags
 
     def _call(self, name: str, process: Process, waiting: int) -> Call:
-        rate, start, floor, ceiling = self.bounds
-        last = process.last
+        bounds, last = self.bounds, process.last
         lane = LaneCall(
             name="token", quota=process.quota, in_use=process.in_use, slots=0, probes=0, ok=0, throttles=[], park="",
-            born=last.born, limit=last.limit, knee=last.knee, rate=rate, start=start, floor=floor, ceiling=ceiling,
+            born=last.born, limit=last.limit, knee=last.knee, rate=bounds.rate, start=bounds.start, floor=bounds.floor,
+            ceiling=bounds.ceiling, per_day=bounds.per_day, day_shift=bounds.day_shift * 1000, day=last.day,
+            used=last.used, calls=process.calls,
         )  # fmt: skip
         return Call(name, [], [], [], waiting, [lane], LEASE, GRACE, offset=self.offset)
 
@@ -316,7 +419,7 @@ class Machine(RuleBasedStateMachine):
         self.now = answer.now
         expected = self.model.run(call, answer.now)
         assert_same(answer, expected)
-        self._check_grant(call.lanes[0], answer.lanes[0])
+        self._check_grant(obeying(call.lanes[0], self.model.orders), answer.lanes[0])
         assert not (answer.bans and answer.lanes[0].quota > call.lanes[0].in_use), "something was granted during a ban"
         return answer
 
@@ -328,9 +431,15 @@ class Machine(RuleBasedStateMachine):
         assert said.floor <= got.limit <= said.ceiling
 
     def _learn(self, process: Process, call: Call, answer: Answer) -> None:
-        process.last = answer.lanes[0]
-        process.quota = process.last.quota
-        process.in_use = min(max(process.quota, process.in_use), process.in_use + call.waiting)
+        got, day = answer.lanes[0], process.last.day
+        process.last, process.quota = got, got.quota
+        process.calls = max(0, got.calls) + (process.calls if got.day == day else 0)
+        most = process.in_use + process.calls if self.bounds.per_day else process.quota
+        before = process.in_use
+        process.in_use = min(max(process.quota, before), before + call.waiting, max(most, before))
+        if self.bounds.per_day:
+            process.calls -= process.in_use - before
+            self.made[got.day] += process.in_use - before
 
 
 def assert_same(answer: Answer, expected: Answer) -> None:
@@ -340,8 +449,10 @@ def assert_same(answer: Answer, expected: Answer) -> None:
         assert ban[::2] == same[::2]
         assert ban[1] == pytest.approx(same[1], abs=1)
     (got,), (wanted,) = answer.lanes, expected.lanes
-    assert msgspec.structs.astuple(got)[:7] == msgspec.structs.astuple(wanted)[:7]
-    assert (got.delay, got.spacing) == pytest.approx((wanted.delay, wanted.spacing), abs=0.01)
+    exact = ("quota", "others", "limit", "knee", "born", "parked", "slots", "rate", "day", "used", "calls")
+    assert [getattr(got, name) for name in exact] == [getattr(wanted, name) for name in exact]
+    times = (wanted.delay, wanted.spacing, wanted.day_left)
+    assert (got.delay, got.spacing, got.day_left) == pytest.approx(times, abs=0.01)
 
 
 @pytest.fixture

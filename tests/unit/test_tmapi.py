@@ -82,6 +82,11 @@ def test_credentials_are_named_by_a_fingerprint_and_counted_once() -> None:
 def test_limits_never_start_above_the_ceiling() -> None:
     assert SOURCE.limits(settings()) == Limits(0, 4, 1, 200)
     assert SOURCE.limits(settings(tmapi_concurrency_max=2, tmapi_rate=1.5)) == Limits(1.5, 2, 1, 2)
+    assert SOURCE.limits(settings(tmapi_concurrency_min=8)) == Limits(0, 8, 8, 200)
+    assert SOURCE.limits(settings(tmapi_concurrency_min=8, tmapi_concurrency_max=2)) == Limits(0, 2, 2, 2)
+    assert SOURCE.limits(settings(tmapi_concurrency_fixed=40)) == Limits(0, 40, 40, 40)
+    assert SOURCE.limits(settings(tmapi_rate=1.5, tmapi_rate_per_minute=60)).rate == 1
+    assert SOURCE.limits(settings(tmapi_rate_per_minute=600, tmapi_calls_per_day=9)) == Limits(10, 4, 1, 200, 9)
 
 
 @pytest.mark.parametrize("shop", ["jane727", "babyyy100", "b2b-22088aF", "义乌饰品", "a.b_c@d", "x" * 128])

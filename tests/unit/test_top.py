@@ -133,8 +133,11 @@ def test_the_app_is_named_by_a_fingerprint_of_its_key() -> None:
 
 
 def test_limits_never_start_above_the_ceiling() -> None:
-    assert SOURCE.limits(settings()) == Limits(0, 4, 1, 100)
-    assert SOURCE.limits(settings(top_concurrency_max=2, top_rate=1.5)) == Limits(1.5, 2, 1, 2)
+    in_china = 8 * 3600
+    assert SOURCE.limits(settings()) == Limits(0, 4, 1, 100, 0, in_china)
+    assert SOURCE.limits(settings(top_concurrency_max=2, top_rate=1.5)) == Limits(1.5, 2, 1, 2, 0, in_china)
+    fixed = settings(top_concurrency_fixed=7, top_concurrency_max=5, top_calls_per_day=900)
+    assert SOURCE.limits(fixed) == Limits(0, 7, 7, 7, 900, in_china)
 
 
 def test_listings_are_read_by_windows() -> None:

@@ -55,8 +55,18 @@ class TaobaoSource(Source):
 
     def limits(self, settings: Settings) -> Limits:
         """The limiter's bounds for the app."""
-        ceiling = settings.top_concurrency_max
-        return Limits(settings.top_rate, min(settings.top_concurrency_start, ceiling), 1.0, ceiling)
+        return Limits.of(
+            concurrency=(
+                settings.top_concurrency_start,
+                settings.top_concurrency_min,
+                settings.top_concurrency_max,
+                settings.top_concurrency_fixed,
+            ),
+            rate=settings.top_rate,
+            per_minute=settings.top_rate_per_minute,
+            per_day=settings.top_calls_per_day,
+            day_shift=8 * 3600,
+        )
 
     def prices(self, settings: Settings) -> Prices:
         """As set: the vendor publishes none."""

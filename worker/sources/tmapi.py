@@ -105,8 +105,17 @@ class TmapiSource(Source):
 
     def limits(self, settings: Settings) -> Limits:
         """The limiter's bounds for each token."""
-        ceiling = settings.tmapi_concurrency_max
-        return Limits(settings.tmapi_rate, min(settings.tmapi_concurrency_start, ceiling), 1.0, ceiling)
+        return Limits.of(
+            concurrency=(
+                settings.tmapi_concurrency_start,
+                settings.tmapi_concurrency_min,
+                settings.tmapi_concurrency_max,
+                settings.tmapi_concurrency_fixed,
+            ),
+            rate=settings.tmapi_rate,
+            per_minute=settings.tmapi_rate_per_minute,
+            per_day=settings.tmapi_calls_per_day,
+        )
 
     def prices(self, settings: Settings) -> Prices:
         """As set: the vendor publishes none."""
