@@ -15,7 +15,7 @@ from models.tables import crawl, shop, shop_crawl
 from producer import slices
 from producer.facts import fact_names, fact_of
 from producer.plan import PageFact, Review, Verdict, judge
-from producer.windows import judge_windows, newest_end
+from producer.windows import Slice, judge_windows, newest_end
 
 COLUMNS = ("state", "verdict", "reason", "distinct_items", "settled_at")
 COUNTED_AT_ONCE = 20
@@ -42,7 +42,7 @@ async def settle(
         values = ("settled", verdict.verdict, verdict.reason, distinct[key], now)
         verdicts[key] = dict(zip(COLUMNS, values, strict=True))
     whole = [key for key in windows if verdicts[key]["verdict"] == "complete" and not is_filtered(shops[key])]
-    await _advance_watermarks(connection, {shops[key].shop_id: newest_end(windows[key]) for key in whole})
+    await _advance_watermarks(connection, {shops[key].shop_id: windows[key] for key in whole})
     return verdicts
 
 
@@ -51,12 +51,18 @@ def is_filtered(row: sa.Row[Any]) -> bool:
     return any(row.options.get(name) for name in source_named(row.source).filter_names if name != "since")
 
 
-async def _advance_watermarks(connection: AsyncConnection, ends: Mapping[int, datetime]) -> None:
-    """Remember up to when the changes of these shops are known."""
-    sql = "UPDATE shop SET watermark = r.watermark FROM {r} WHERE shop.id = r.id"
-    sql += " AND (shop.watermark IS NULL OR shop.watermark < r.watermark)"
-    rows = [{"id": key, "watermark": end} for key, end in sorted(ends.items())]
-    await query_rows(connection, sql, [shop.c.id, shop.c.watermark], rows)
+async def _advance_watermarks(connection: AsyncConnection, windows: Mapping[int, Sequence[Slice]]) -> None:
+    """Remember up to when the changes of these shops are known: a crawl that began later left a gap."""
+    sql = (
+        "UPDATE shop SET watermark = r.watermark FROM {r} WHERE shop.id = r.id"
+        " AND (r.created_at IS NULL OR r.created_at <= shop.watermark)"
+        " AND (shop.watermark IS NULL OR shop.watermark < r.watermark)"
+    )
+    rows = [
+        {"id": key, "watermark": newest_end(parts), "created_at": parts[0].start_at}
+        for key, parts in sorted(windows.items())
+    ]
+    await query_rows(connection, sql, [shop.c.id, shop.c.watermark, shop.c.created_at], rows)
 
 
 async def _distinct_items(connection: AsyncConnection, ids: Sequence[int]) -> dict[int, int]:

@@ -226,6 +226,17 @@ async def test_an_incremental_crawl_reads_only_what_changed_since_the_last_whole
     assert later is not None and later > mark
 
 
+async def test_a_crawl_that_began_after_the_watermark_leaves_it_where_the_gap_begins(engine: AsyncEngine) -> None:
+    platform = Platform(engine, one=seller(80))
+    await platform.run(await platform.submit("one"))
+    mark = await platform.watermark()
+    platform.now += timedelta(hours=3)
+    crawl_id = await platform.submit("one", since="1h")
+    await platform.run(crawl_id)
+    assert (await platform.crawled(crawl_id)).verdict == "complete"
+    assert await platform.watermark() == mark
+
+
 @pytest.mark.parametrize("option", ["q", "cid"])
 async def test_a_crawl_of_some_rows_moves_no_watermark(engine: AsyncEngine, option: str) -> None:
     platform = Platform(engine, one=seller(80))

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
+from email.utils import formatdate
 
 CHINA = timezone(timedelta(hours=8))
 
@@ -60,3 +61,8 @@ def china_midnight(moment: float) -> float:
 def moment_of(value: datetime) -> float:
     """Return the seconds since the epoch; a time without a zone is GMT+8."""
     return (value if value.tzinfo else value.replace(tzinfo=CHINA)).timestamp()
+
+
+def http_date(moment: float) -> bytes:
+    """Write a time as a Date header does."""
+    return formatdate(moment, usegmt=True).encode()

@@ -94,6 +94,15 @@ def retry_after(response: HttpResponse) -> float | None:
     return min(max(pause.total_seconds(), 0.0), MAX_RETRY_AFTER)
 
 
+def answered_at(response: HttpResponse) -> datetime | None:
+    """The server's time when it answered, by its Date header."""
+    try:
+        moment = parsedate_to_datetime(header(response, "date") or "")
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
 def one_line(text: object) -> str:
     """A server's message made safe to show: one line, bounded, printable, secrets masked."""
     words = " ".join(redact(str(text)[: 4 * MAX_MESSAGE]).split())

@@ -17,6 +17,7 @@ from worker.sources.top_sign import sign
 
 METHOD = "alibaba.tjb.items.inventory.get"
 MAX_ANOMALIES = 20
+CLOCK_GRAIN = 2.0  # seconds: a Date header tells whole ones
 HEADERS = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded;charset=utf-8"}
 
 
@@ -114,10 +115,22 @@ class TaobaoSource(Source):
             raise top_errors.failure(said, response, now, wide=top_options.is_wide(task.options))
         if response.status != 200:
             raise base.status_error(response.status, "", response)
+        _require_past(task, response)
         total, rows = top_answer.listing(answer)
         anomalies: list[str] = []
         items = top_items.read_items(rows, str(task.options.get("nick") or task.shop), anomalies)
         return FetchedPage(items, total, None, tuple(dict.fromkeys(anomalies))[:MAX_ANOMALIES])
+
+
+def _require_past(task: PageTask, response: HttpResponse) -> None:
+    """Raise TransientError, due when it will be, unless the window is over by the platform's own clock.
+
+    Until then rows may still be edited inside it, and reading it would miss some of them without a sign.
+    """
+    end, now = task.options.get("end_modified"), base.answered_at(response)
+    if end and now is not None and (ahead := (datetime.fromisoformat(end) - now).total_seconds()) > 0:
+        message = f"the window ends {ahead:.0f} s ahead of the platform's clock: set this machine's (NTP)"
+        raise TransientError("early", message, retry_after=ahead + CLOCK_GRAIN)
 
 
 def _params(task: PageTask, settings: Settings, now: datetime) -> dict[str, str]:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 from models.errors import (
@@ -100,10 +99,8 @@ def _number(value: Any) -> int | None:
 
 def _skew(response: HttpResponse, now: datetime) -> timedelta | None:
     """How far our clock is ahead of the one that wrote the answer's Date header."""
-    try:
-        return now - parsedate_to_datetime(base.header(response, "date") or "")
-    except (ValueError, TypeError, OverflowError):
-        return None
+    theirs = base.answered_at(response)
+    return None if theirs is None else now - theirs
 
 
 Reaction = Callable[[Refusal], FetchError]

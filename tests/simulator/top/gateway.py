@@ -4,6 +4,7 @@ from hashlib import blake2b
 from random import Random
 
 from tests.simulator.chance import draws_of, latency_of
+from tests.simulator.clock import http_date
 from tests.simulator.faults import error_reply, fault_reply
 from tests.simulator.script import Outcome
 from tests.simulator.server import JSON_TYPE, Reply, Request
@@ -164,6 +165,8 @@ class Gateway:
             reply = fault_reply(Outcome(rule.outcome, rule=rule), self._page(call, call.query))
             if reply.content_type == JSON_TYPE:
                 reply.content_type = XML_TYPE if call.style.xml else TOP_JSON
+        clock = self.world.clock
+        reply.headers.append((b"Date", http_date(clock.real() if switches.timestamps == "real" else clock.now())))
         if switches.keepalive_requests and call.nth % switches.keepalive_requests == 0:
             reply.close_after = "announced" if switches.keepalive_announce else "silent"
         return reply
