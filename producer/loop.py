@@ -5,6 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
+import msgspec
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
@@ -13,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from models import credentials, fleet
 from models.background import background
 from models.broker import redis_url
+from models.circuits import OpenCircuit, open_circuits
 from models.credentials import Parked
 from models.database import Clock, reader, unavailable
 from models.fleet import Ban
@@ -46,6 +48,7 @@ class Producer:
         self._suspicion = Suspicion()
         self._capacities: Sequence[int] = ()
         self._bans: dict[str, list[Ban]] = {}
+        self._at_rest: dict[str, OpenCircuit] = {}
         self._waiting: dict[str, Pause] = {}
         self._out = 0
 
@@ -102,6 +105,8 @@ class Producer:
             tasks = await self._dispatcher.take_due(connection, sources=self._open_sources(parked), room=room, now=now)
             for probe in parked:
                 tasks += await self._probe(connection, probe, now)
+            for source in self._rested():
+                tasks += await self._dispatcher.take_due(connection, sources=[source], room=1, now=now)
         self._out += len(tasks)
         metrics.sent.set(self._out)
         if tasks:
@@ -118,6 +123,7 @@ class Producer:
             names = {credential.name for credential in adapter.credentials(self._settings)}
             resting = [entry for entry in parked if entry.source == source]
             why = pause(names, resting, self._bans.get(source, ()), self._settings.inline_wait)
+            why = why or self._rest(source)
             if why is None:
                 continue
             waiting[source] = why if names else Pause(adapter.credential_help())
@@ -128,6 +134,18 @@ class Producer:
                 logger.info("%s goes on", source)
         self._waiting = waiting
         return [source for source in source_names() if source not in waiting]
+
+    def _rest(self, source: str) -> Pause | None:
+        """Why nothing is sent to a source that rests as a whole."""
+        circuit = self._at_rest.get(source)
+        return None if circuit is None else Pause(f"nearly every call fails: {circuit.reason}", circuit.until)
+
+    def _rested(self) -> list[str]:
+        """The sources whose rest is over, that one page may be tried with; each only once for every look at Redis."""
+        over = [source for source, circuit in self._at_rest.items() if circuit.state == "due"]
+        over = [source for source in over if self._waiting.get(source) == self._rest(source)]
+        self._at_rest |= {source: msgspec.structs.replace(self._at_rest[source], state="probing") for source in over}
+        return over
 
     async def _probe(self, connection: AsyncConnection, probe: Parked, now: datetime) -> list[PageTask]:
         """One page to try a parked credential with, if that is due."""
@@ -142,8 +160,18 @@ class Producer:
         self._capacities = [worker.capacity for worker in await fleet.live_workers(self._redis)]
         metrics.workers.set(len(self._capacities))
         self._bans = {source: await fleet.bans(self._redis, source) for source in source_names()}
+        await self._look_at_circuits()
         await self._measure()
         return FLEET_SECONDS
+
+    async def _look_at_circuits(self) -> None:
+        at_rest: dict[str, OpenCircuit] = {}
+        for source in source_names():
+            found = await open_circuits(self._redis, source)
+            metrics.show_circuits(source, found)
+            if found and found[0].shop is None:
+                at_rest[source] = found[0]
+        self._at_rest = at_rest
 
     async def _look_after(self) -> float:
         """Bring Redis in line with SQL's parked credentials, and find lost pages."""

@@ -1,7 +1,10 @@
 """What a producer tells Prometheus."""
 
+from collections.abc import Sequence
+
 from prometheus_client import Counter, Gauge
 
+from models.circuits import OpenCircuit
 from models.fleet import LimitState
 
 reviewed = Counter("shopcrawl_pages_reviewed", "Finished pages that conclusions were drawn from")
@@ -16,6 +19,15 @@ permits = Gauge("shopcrawl_permits_in_use", "Calls in flight in the whole fleet"
 waiting = Gauge("shopcrawl_permits_waited_for", "Pages that wait for a permit now", ["source", "credential"])
 parked = Gauge("shopcrawl_parked", "1 while a credential is parked", ["source", "credential"])
 ban_seconds = Gauge("shopcrawl_ban_seconds", "How long a credential is still banned", ["source", "credential"])
+
+circuits = Gauge("shopcrawl_circuits_open", "Shops and sources that rest", ["source", "scope"])
+
+
+def show_circuits(source: str, found: Sequence[OpenCircuit]) -> None:
+    """Set the gauges of one source."""
+    scopes = ["shop" if circuit.shop else "source" for circuit in found if circuit.state != "given up"]
+    for scope in ("shop", "source"):
+        circuits.labels(source, scope).set(scopes.count(scope))
 
 
 def show_limit(state: LimitState) -> None:

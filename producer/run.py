@@ -17,6 +17,7 @@ from models import credentials, fleet, metrics
 from models.background import background, stop_tasks
 from models.broker import redis_url
 from models.budget import raise_caps
+from models.circuits import OpenCircuit, open_circuits
 from models.crawls import Budget, ShopRequest, Submission, unfinished_crawls
 from models.database import Clock, is_postgresql, reader, require_schema
 from models.errors import UsageError
@@ -225,14 +226,15 @@ async def _lift_in(url: str) -> list[str]:
         return [source for source in source_names() if await fleet.lift_bans(redis, source)]
 
 
-async def _limits(settings: Settings) -> list[fleet.LimitState]:
-    """The limits in force, where the fleet's Redis is known and answers."""
+async def _limits(settings: Settings) -> tuple[list[fleet.LimitState], list[OpenCircuit]]:
+    """The limits in force and what rests, where the fleet's Redis is known and answers."""
     if settings.redis_url is None:
-        return []
+        return [], []
     with contextlib.suppress(RedisError, OSError):
         async with Redis.from_url(redis_url(settings), socket_timeout=2, socket_connect_timeout=2) as redis:
-            return [state for source in source_names() for state in await fleet.limit_states(redis, source)]
-    return []
+            limits = [state for source in source_names() for state in await fleet.limit_states(redis, source)]
+            return limits, [each for source in source_names() for each in await open_circuits(redis, source)]
+    return [], []
 
 
 async def serve(settings: Settings, console: Console) -> None:
@@ -302,8 +304,8 @@ async def show_status(
             unhappy = await unhappy_shops(connection, chosen, UNHAPPY_SHOWN)
             parked = await waiting(connection, chosen)
     if not quiet:
-        limits = await _limits(settings)
-        print_status(console, status, unhappy, parked, limits, database=shown_location(settings.database))
+        location = shown_location(settings.database)
+        print_status(console, status, unhappy, parked, *await _limits(settings), database=location)
     return status
 
 

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from models.circuits import OpenCircuit
 from models.credentials import Parked
 from models.fleet import Ban, LimitState
 from models.status import CrawlStatus, Verdicts
@@ -58,10 +59,11 @@ class Pace:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """What Redis says about the workers: how many live, and each credential's limit."""
+    """What Redis says about the workers: how many live, each credential's limit, and what rests."""
 
     workers: int
     limits: tuple[LimitState, ...] = ()
+    circuits: tuple[OpenCircuit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,7 @@ def warnings(view: View) -> list[Text]:
     """What keeps the crawl from going on, in words; nothing when all is well."""
     lines = [f"{view.trouble}; the crawl goes on by itself when it is back"] if view.trouble else []
     lines += [waiting_words(entry, alone=_is_alone(view, entry)) for entry in view.waiting]
-    lines += ban_words(view.fleet.limits) if view.fleet else []
+    lines += [*ban_words(view.fleet.limits), *circuit_words(view.fleet.circuits)] if view.fleet else []
     return [warning(text) for text in lines]
 
 
@@ -201,6 +203,27 @@ def ban_words(limits: Sequence[LimitState]) -> list[str]:
             first = min(long.values(), key=lambda ban: ban.seconds)
             lines.append(f"{source} waits {_until(first)}. It goes on by itself; nothing is lost")
     return lines
+
+
+def circuit_words(circuits: Sequence[OpenCircuit]) -> list[str]:
+    """One line for each source with something at rest: itself, or how many of its shops; not for shops given up."""
+    lines = []
+    resting = [circuit for circuit in circuits if circuit.state != "given up"]
+    for source in dict.fromkeys(circuit.source for circuit in resting):
+        first, *others = [circuit for circuit in resting if circuit.source == source]
+        more = f" and {number(len(others))} more" if others else ""
+        who = f"all of {source}" if first.shop is None else f"{source} shop {plain(first.shop, 40)}{more}"
+        verb = "rest" if others and first.shop is not None else "rests"
+        why = f"{first.share:.0%} failed: {plain(first.reason, 120)}"
+        lines.append(f"{who} {verb} ({rest_words(first)}), {why}. `shopcrawl circuits` shows all")
+    return lines
+
+
+def rest_words(circuit: OpenCircuit) -> str:
+    """How a circuit stands."""
+    if circuit.state == "resting" and circuit.until is not None:
+        return f"until {circuit.until:%H:%M:%S} UTC"
+    return {"probing": "one page is tried", "due": "one page is tried next"}.get(circuit.state, circuit.state)
 
 
 def _until(ban: Ban) -> str:

@@ -8,11 +8,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from models.circuits import OpenCircuit
 from models.credentials import Parked
 from models.fleet import LimitState
 from models.status import CrawlLine, CrawlStatus, UnhappyShop, Verdicts
 from producer.console.figures import bars, figures, unhappy_table
-from producer.console.progress import ban_words, waiting_words, warning
+from producer.console.progress import ban_words, circuit_words, waiting_words, warning
 from producer.console.text import VERDICT_STYLES, duration, number
 
 _STATE_STYLES = {"finished": "green", "running": "cyan"}
@@ -24,6 +25,7 @@ def print_status(
     unhappy: Sequence[UnhappyShop] = (),
     waiting: Sequence[Parked] = (),
     limits: Sequence[LimitState] = (),
+    circuits: Sequence[OpenCircuit] = (),
     *,
     database: str,
 ) -> None:
@@ -33,7 +35,7 @@ def print_status(
     parts: list[RenderableType] = [title, "", *bars(status), figures(status, database)]
     if unhappy:
         parts += ["", unhappy_table(status, unhappy)]
-    warnings = [*(waiting_words(entry) for entry in waiting), *ban_words(limits)]
+    warnings = [*(waiting_words(entry) for entry in waiting), *ban_words(limits), *circuit_words(circuits)]
     if warnings:
         parts += ["", *map(warning, warnings)]
     console.print(Padding(Group(*parts), (1, 1)))

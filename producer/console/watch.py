@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models import fleet
+from models.circuits import open_circuits
 from models.database import Clock, reader, unavailable
 from models.source import source_names
 from models.status import CrawlStatus, crawl_status, waiting
@@ -168,4 +169,5 @@ class _Reader:
 async def _fleet(redis: Redis) -> Fleet:
     workers = await fleet.live_workers(redis)
     limits = [limit for source in source_names() for limit in await fleet.limit_states(redis, source)]
-    return Fleet(len(workers), tuple(limits))
+    circuits = [circuit for source in source_names() for circuit in await open_circuits(redis, source)]
+    return Fleet(len(workers), tuple(limits), tuple(circuits))
