@@ -26,6 +26,7 @@ from models.status import CrawlStatus, exit_code
 from models.vault import Vault
 from producer import circuits, commands, run, sessions
 from producer.console.estimate import print_estimate
+from producer.costs import show_costs
 from producer.shops import changed_options, read_shops, shop_request
 
 INTERRUPTED = 130
@@ -37,6 +38,7 @@ app.add_typer(commands.archive, name="archive")
 app.add_typer(commands.export, name="export")
 app.add_typer(sessions.app, name="session")
 app.add_typer(circuits.app, name="circuits")
+app.command("costs")(show_costs)
 app.command("doctor")(commands.doctor)
 app.command("flower")(commands.flower)
 app.command("demo")(commands.demo)
