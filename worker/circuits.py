@@ -180,6 +180,7 @@ class Circuits:
             if not self._is_away:
                 logger.warning("the circuits of %s are not known now: %s", task.source, type(error).__name__)
             self._is_away = True
+            self._learn(task, (CLOSED, CLOSED))
             return (CLOSED, CLOSED), 0.0
         self._is_away = False
         self._learn(task, new)
