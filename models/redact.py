@@ -6,6 +6,7 @@ import re
 import traceback
 from base64 import b64encode
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
@@ -16,6 +17,7 @@ MASK = "***"
 SHORTEST_SECRET = 4
 SHORTEST_IN_BODY = 8  # data must stay as it came: a weak password may well be part of an item's number
 DEEPEST_VALUE = 8
+ENCODINGS = ("utf-8", "gb18030", "latin-1")
 QUERY_SAFE = ("", "/", "/:?@!$'()*,;")  # what different programs leave as it is in a query
 
 _NAMED = re.compile(
@@ -134,7 +136,17 @@ def _in_bytes(secrets: tuple[str, ...]) -> tuple[tuple[bytes, ...], tuple[bytes,
     escaped |= {_MARKUP.sub(lambda match: f"\\u{ord(match[0]):04x}", spelling) for spelling in escaped}
     usable = sorted((s for s in plain | escaped if len(s) >= SHORTEST_IN_BODY), key=len, reverse=True)
     hints = {max(_ENCODED.sub(" ", spelling).split(), key=len, default=spelling) for spelling in usable}
-    return tuple(hint.encode() for hint in sorted(hints)), tuple(spelling.encode() for spelling in usable)
+    return _encoded(sorted(hints)), _encoded(usable)
+
+
+def _encoded(texts: Iterable[str]) -> tuple[bytes, ...]:
+    """Each text in every encoding that has it: a gateway's error page need not be UTF-8."""
+    found: dict[bytes, None] = {}
+    for text in texts:
+        for encoding in ENCODINGS:
+            with suppress(UnicodeEncodeError):
+                found[text.encode(encoding)] = None
+    return tuple(found)
 
 
 def _spellings(secret: str) -> set[str]:

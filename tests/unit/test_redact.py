@@ -93,6 +93,13 @@ def test_the_longer_of_two_secrets_is_masked_as_a_whole() -> None:
     assert redact_bytes(b"token-of-me-and-you", ("token-of-me", "token-of-me-and-you")) == MASK.encode()
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "gbk", "latin-1"])
+def test_a_secret_is_masked_in_a_body_of_any_usual_encoding(encoding: str) -> None:
+    for secret in ("token-é-of-me", "töken-of-me" if encoding == "latin-1" else "令牌-of-me"):
+        body = f"sent: {secret}!".encode(encoding)
+        assert redact_bytes(body, ("another-secret", secret)) == b"sent: ***!"
+
+
 def test_a_body_without_a_secret_stays_as_it_came() -> None:
     body = b'{"item_id": "61234567", "title": "secret of tokens"}'
     assert redact_bytes(body, ("1234", "token-of-the-shop", "http://proxy:3128")) is body
