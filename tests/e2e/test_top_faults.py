@@ -68,7 +68,7 @@ async def test_seller_that_the_platform_refuses_fails_with_its_words_and_no_othe
 
 
 async def test_fewer_fields_are_asked_for_where_the_wide_list_is_refused_and_take_nothing_away(tmp_path: Path) -> None:
-    sellers = {"first": 900} | {f"other-{number}": 130 for number in range(12)}
+    sellers = {"first": 300} | {f"other-{number}": 130 for number in range(12)}
     with (
         SimulatorProcess(shops=0, seed=6, top=sellers, switches={"top_fields": "narrow"}) as simulator,
         SellerFleet(tmp_path, simulator, top_page_size=PAGE_SIZE) as fleet,

@@ -12,10 +12,10 @@ from tests.simulator.process import SimulatorProcess
 
 pytestmark = pytest.mark.e2e
 
-WINDOW = 4_000
+WINDOW = 2_000
 WORKERS = ("worker-1", "worker-2")
 IN_FLIGHT = 8
-SELLERS = {"huge": {"items": 30_000, "profile": "clustered", "burst_rows": 5_000}, "small": 450}
+SELLERS = {"huge": {"items": 30_000, "profile": "clustered", "burst_rows": 1_800}, "small": 450}
 LIMITS: dict[str, Any] = {"top_concurrency_start": IN_FLIGHT, "top_concurrency_max": IN_FLIGHT}
 
 

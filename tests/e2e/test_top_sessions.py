@@ -13,8 +13,8 @@ from tests.simulator.process import SimulatorProcess
 
 pytestmark = pytest.mark.e2e
 
-SOUND = [f"sound-{number}" for number in range(270)]
-EXPIRING = [f"expiring-{number}" for number in range(29)]
+SOUND = [f"sound-{number}" for number in range(108)]
+EXPIRING = [f"expiring-{number}" for number in range(11)]
 SPLIT = "split"  # many windows of it are read at once
 ROWS, PAGE_SIZE, WINDOW = 50, 20, 200
 IN_FLIGHT = 20
@@ -30,11 +30,11 @@ SETTINGS: dict[str, Any] = {
 
 @pytest.fixture
 def simulator() -> Iterator[SimulatorProcess]:
-    """Three hundred sellers; a tenth of the sessions end after the first page or later."""
-    sellers = {**dict.fromkeys([*SOUND, *EXPIRING], ROWS), SPLIT: 2_000}
+    """A hundred and twenty sellers; a tenth of the sessions end after the first page or later."""
+    sellers = {**dict.fromkeys([*SOUND, *EXPIRING], ROWS), SPLIT: 1_000}
     switches = {"top_window": WINDOW, "top_latency": 0.05}
     with SimulatorProcess(shops=0, seed=8, top=sellers, switches=switches) as running:
-        running.script({"top": {"expire": EXPIRING, "after": 1}}, {"top": {"expire": [SPLIT], "after": 40}})
+        running.script({"top": {"expire": EXPIRING, "after": 1}}, {"top": {"expire": [SPLIT], "after": 25}})
         yield running
 
 
