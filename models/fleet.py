@@ -33,6 +33,18 @@ _WORKERS = f"{PREFIX}workers"
 _CAPACITY = struct.Struct("<I")
 _PAIR = struct.Struct("<QI")
 
+# What lives is never made less: only a state that is missing, or that still searches, takes up what was learnt before.
+_RESTORE = """
+local known = redis.call('HMGET', KEYS[1], 'born', 'limit', 'knee', 'day', 'used')
+local limit, knee, day, used = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+if tonumber(known[3] or '0') == 0 and tonumber(known[2] or '0') < limit then
+  redis.call('HSET', KEYS[1], 'limit', limit, 'knee', knee)
+end
+if tonumber(known[4] or '0') < day or (tonumber(known[4] or '0') == day and tonumber(known[5] or '0') < used) then
+  redis.call('HSET', KEYS[1], 'day', day, 'used', used)
+end
+"""
+
 # Reading and pruning in one script: a beat between the two would otherwise be lost from the index.
 _LIVE = """
 local live = {}
@@ -67,6 +79,15 @@ class Ban(msgspec.Struct, frozen=True):
     until: datetime
     seconds: float
     reason: str
+
+
+class Learnt(msgspec.Struct, frozen=True):
+    """What the limiter has learnt about a credential: see LimitState; `used` calls of its own day number `day`."""
+
+    limit: int = 0
+    knee: int = 0
+    day: int = 0
+    used: int = 0
 
 
 class LimitState(msgspec.Struct, frozen=True):
@@ -167,6 +188,23 @@ async def orders(redis: Redis, source: str) -> dict[str, dict[str, float]]:
     return {
         _text(scope): {name: float(value) for name, _, value in (part.partition("=") for part in _text(text).split())}
         for scope, text in found.items()
+    }
+
+
+async def restore(redis: Redis, source: str, credential: str, learnt: Learnt) -> None:
+    """Give a limiter that lost its memory back what it had learnt about a credential."""
+    await redis.eval(_RESTORE, 1, limit_key(source, credential), *msgspec.structs.astuple(learnt))
+
+
+async def learnt(redis: Redis, source: str) -> dict[str, Learnt]:
+    """What the limiter knows about each credential that it has seen."""
+    names = sorted(map(_text, await redis.smembers(credentials_key(source))))
+    async with redis.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.hmget(limit_key(source, name), "limit", "knee", "day", "used")
+        replies = await pipe.execute()
+    return {
+        name: Learnt(*(int(float(value or 0)) for value in reply)) for name, reply in zip(names, replies, strict=True)
     }
 
 

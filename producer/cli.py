@@ -24,7 +24,7 @@ from models.settings import Settings, load_settings
 from models.source import source_named
 from models.status import CrawlStatus, exit_code
 from models.vault import Vault
-from producer import circuits, commands, run, sessions
+from producer import circuits, commands, limits, run, sessions
 from producer.console.estimate import print_estimate
 from producer.costs import show_costs
 from producer.shops import changed_options, read_shops, shop_request
@@ -38,6 +38,7 @@ app.add_typer(commands.archive, name="archive")
 app.add_typer(commands.export, name="export")
 app.add_typer(sessions.app, name="session")
 app.add_typer(circuits.app, name="circuits")
+app.add_typer(limits.app, name="limits")
 app.command("costs")(show_costs)
 app.command("doctor")(commands.doctor)
 app.command("flower")(commands.flower)

@@ -25,6 +25,7 @@ from producer import metrics, news
 from producer.dispatch import Dispatcher, oldest_due, window
 from producer.enqueue import send
 from producer.hold import rest_crawls
+from producer.limit_memory import keep_limits
 from producer.pauses import Pause, pause
 from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
 from producer.review import LARGEST_REVIEW, Reviewed, review
@@ -174,13 +175,14 @@ class Producer:
         self._at_rest = at_rest
 
     async def _look_after(self) -> float:
-        """Bring Redis in line with SQL's parked credentials, and find lost pages."""
+        """Bring Redis in line with SQL's parked credentials and limits, and find lost pages."""
         now = self._clock.now()
         async with reader(self._engine).connect() as connection:
             parked = await credentials.parked(connection)
             suspects = await overdue(connection, now)
             metrics.oldest_due.set(await oldest_due(connection, source_names(), now))
         await self._align_parks(parked)
+        await keep_limits(self._engine, self._redis, self._clock)
         async with self._engine.begin() as connection:
             resting = await rest_crawls(connection)
         if resting:

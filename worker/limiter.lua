@@ -111,7 +111,7 @@ local function load_state(key, lane)
   for index, field in ipairs(FIELDS) do state[field] = tonumber(values[index] or '0') end
   if state.born == 0 then
     -- The producer may have brought back what an earlier life of this state had learnt.
-    state.born, state.limit, state.step = floor(now), max(lane.start, state.limit), 1
+    state.born, state.limit, state.step = floor(now), state.limit > 0 and state.limit or lane.start, 1
     redis.call('SADD', KEYS[2], lane.name)
   end
   local day = floor((now + lane.day_shift) / DAY)
