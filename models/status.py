@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from models.costs import trimmed
 from models.credentials import Parked
 from models.credentials import parked as all_parked
 from models.errors import UsageError
-from models.tables import call, crawl, shop, shop_crawl
+from models.tables import Money, crawl, shop, shop_crawl
 
 UNHAPPY = ("failed", "partial")
 HELD = "needs authorisation"
@@ -59,10 +61,21 @@ class Items(msgspec.Struct, frozen=True):
     changed: int = 0
 
 
+class BudgetLeft(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The caps of a crawl and what is left of each; None: no such cap."""
+
+    max_calls: int | None = None
+    calls_left: int | None = None
+    max_spend: Decimal | None = None
+    spend_left: Decimal | None = None
+
+
 class CrawlStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """A crawl's figures, exactly the object that `--json` prints; `calls` by outcome code, most frequent first.
 
-    `needs_authorisation` counts shops that are held until they have a new session; it is printed if there are any.
+    `needs_authorisation` counts shops that are held until they have a new session; `spent` is the money that its budget
+    counts, calls in flight and unknown ones at the highest price; `unknown_calls` were reserved and never heard of
+    again. These and `budget` are printed if there is anything to say.
     """
 
     crawl: int
@@ -74,6 +87,9 @@ class CrawlStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     calls: dict[str, int]
     elapsed_s: float
     needs_authorisation: int = 0
+    spent: Decimal | None = None
+    unknown_calls: int = 0
+    budget: BudgetLeft | None = None
 
     @property
     def open_shops(self) -> int:
@@ -143,11 +159,28 @@ _FACTS = sa.text(
 ).columns(state=sa.Text, created_at=crawl.c.created_at.type, finished_at=crawl.c.finished_at.type)
 
 
+# One statement again: what is reserved, settled and out adds up only at one moment.
+_CALLS = sa.text(
+    """
+    SELECT crawl.reserved, crawl.spend, crawl.max_calls, crawl.max_spend, made.outcome, made.calls, (
+        SELECT count(*) FROM page p JOIN shop_crawl s ON s.id = p.shop_crawl_id
+        WHERE p.state = 'sent' AND s.crawl_id = :crawl
+    ) AS out
+    FROM crawl LEFT JOIN (
+        SELECT outcome, sum(calls) AS calls FROM call WHERE crawl_id = :crawl GROUP BY outcome
+    ) made ON true
+    WHERE crawl.id = :crawl ORDER BY made.calls DESC, made.outcome
+    """
+).columns(spend=Money, max_spend=Money)
+
+
 async def crawl_status(connection: AsyncConnection, crawl_id: int, *, now: datetime) -> CrawlStatus:
     """The figures of a crawl at `now`. Raises UsageError if there is no such crawl."""
     row = (await connection.execute(_FACTS, {"crawl": crawl_id})).one_or_none()
     if row is None:
         raise UsageError(f"there is no crawl {crawl_id}: `shopcrawl crawls` lists them")
+    account, *_ = made = (await connection.execute(_CALLS, {"crawl": crawl_id})).all()
+    calls = {each.outcome: int(each.calls) for each in made if each.outcome is not None}
     return CrawlStatus(
         crawl=crawl_id,
         state=row.state,
@@ -160,9 +193,24 @@ async def crawl_status(connection: AsyncConnection, crawl_id: int, *, now: datet
             new=_sum(row.new_items, row.fresh_new),
             changed=_sum(row.changed_items, row.fresh_changed),
         ),
-        calls=await _calls(connection, crawl_id),
+        calls=calls,
         elapsed_s=round(max(0.0, ((row.finished_at or now) - row.created_at).total_seconds()), 3),
         needs_authorisation=row.held,
+        spent=trimmed(account.spend) if account.spend else None,
+        unknown_calls=max(0, account.reserved - sum(calls.values()) - account.out),
+        budget=_budget(account),
+    )
+
+
+def _budget(account: sa.Row[Any]) -> BudgetLeft | None:
+    calls, money = account.max_calls, account.max_spend
+    if calls is None and money is None:
+        return None
+    return BudgetLeft(
+        max_calls=calls,
+        calls_left=None if calls is None else max(0, calls - account.reserved),
+        max_spend=None if money is None else trimmed(money),
+        spend_left=None if money is None else trimmed(max(Decimal(0), money - account.spend)),
     )
 
 
@@ -175,13 +223,6 @@ def _pages(row: sa.Row[Any]) -> Pages:
 
 def _sum(*parts: Any) -> int:
     return sum(int(part or 0) for part in parts)
-
-
-async def _calls(connection: AsyncConnection, crawl_id: int) -> dict[str, int]:
-    made = sa.func.sum(call.c.calls).label("made")
-    query = sa.select(call.c.outcome, made).where(call.c.crawl_id == crawl_id).group_by(call.c.outcome)
-    rows = await connection.execute(query.order_by(made.desc(), call.c.outcome))
-    return {row.outcome: int(row.made) for row in rows}
 
 
 async def latest_crawl_id(connection: AsyncConnection) -> int | None:

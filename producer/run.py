@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 import sqlalchemy as sa
@@ -23,18 +24,22 @@ from models.database import Clock, is_postgresql, reader, require_schema
 from models.errors import UsageError
 from models.settings import Settings
 from models.source import source_names
+from models.speed import recent_speed
 from models.status import CrawlStatus, crawl_status, latest_crawl_id, recent_crawls, unhappy_shops, waiting
 from models.tables import page
 from producer.console import print_crawls, print_status, print_summary, shown_location, watch
 from producer.estimate import Estimate, counted, remembered
 from producer.local import EmbeddedRedis, WorkerProcesses
 from producer.loop import Producer
+from producer.outlook import outlook, permits
 from producer.processes import FolderBusyError
 from producer.services import bring_up_to_date, explained, make_folder, open_engine, require_redis
 
 EMBEDDED_LOCK = 7468
 TAKE_OVER_SECONDS = 2.0
 UNHAPPY_SHOWN = 10
+RECENT = timedelta(minutes=2)
+"""Calls so young tell how fast a crawl is now."""
 CRAWLS_LISTED = 20
 
 T = TypeVar("T")
@@ -160,14 +165,16 @@ async def _follow(
     settings: Settings, engine: AsyncEngine, clock: Clock, console: Console, crawl_id: int, *, quiet: bool
 ) -> CrawlStatus:
     async with Redis.from_url(redis_url(settings), socket_timeout=10) as redis:
-        return await watch(engine, redis, crawl_id, clock, console, until_finished=True, quiet=quiet)
+        return await watch(engine, redis, crawl_id, clock, console, quiet=quiet, currency=settings.currency)
 
 
 async def _follow_other_host(
     settings: Settings, engine: AsyncEngine, clock: Clock, console: Console, crawl_id: int, *, quiet: bool
 ) -> CrawlStatus | None:
     """Follow while another process hosts the servers; None once it has gone."""
-    following = asyncio.create_task(watch(engine, None, crawl_id, clock, console, until_finished=True, quiet=quiet))
+    following = asyncio.create_task(
+        watch(engine, None, crawl_id, clock, console, quiet=quiet, currency=settings.currency)
+    )
     lock = EmbeddedRedis(settings.data_dir).lock
     try:
         while not following.done():
@@ -196,6 +203,34 @@ async def resume(settings: Settings, console: Console, *, quiet: bool) -> list[C
             bans = f"; bans of {', '.join(sources)} are lifted" if sources else ""
             console.print(f"{lifted} credentials are used again, {len(unfinished)} crawls go on{bans}")
         return [await see_through(settings, engine, clock, console, crawl_id, quiet=quiet) for crawl_id in unfinished]
+
+
+async def resume_with(settings: Settings, console: Console, name: str, *, quiet: bool) -> list[CrawlStatus]:
+    """Try one parked credential at once and see every unfinished crawl through; the other parked ones stay so.
+
+    `name` is the credential's, or its source's if only one of it is parked. Raises UsageError if none fits.
+    """
+    async with database(settings) as (engine, clock):
+        if settings.redis_url is not None:
+            await require_redis(settings)
+        async with engine.begin() as connection:
+            chosen = chosen_credential(await credentials.parked(connection), name)
+            wait = settings.probe_interval
+            await credentials.probe_now(connection, chosen.source, chosen.name, now=clock.now(), wait=wait)
+            unfinished = await unfinished_crawls(connection)
+        if not quiet:
+            tried = f"credential {chosen.name} of {chosen.source} is tried at once"
+            console.print(f"{tried}, {len(unfinished)} crawls go on")
+        return [await see_through(settings, engine, clock, console, crawl_id, quiet=quiet) for crawl_id in unfinished]
+
+
+def chosen_credential(parked: Sequence[credentials.Parked], name: str) -> credentials.Parked:
+    """The parked credential of that name, or the only one of the source of that name. Raises UsageError."""
+    found = [entry for entry in parked if entry.name == name] or [entry for entry in parked if entry.source == name]
+    if len(found) != 1:
+        names = ", ".join(f"{entry.name} ({entry.source})" for entry in parked) or "none"
+        raise UsageError(f"no one parked credential is meant by {name[:40]!r}; parked: {names}")
+    return found[0]
 
 
 async def set_budget(settings: Settings, crawl_id: int, caps: Budget) -> None:
@@ -285,7 +320,8 @@ async def show_summary(
     async with database(settings) as (engine, _clock), reader(engine).connect() as connection:
         unhappy = await unhappy_shops(connection, status.crawl, UNHAPPY_SHOWN)
     location = shown_location(settings.database)
-    print_summary(console, status, unhappy, database=location, setup=setup, command=command)
+    money = settings.currency
+    print_summary(console, status, unhappy, database=location, currency=money, setup=setup, command=command)
 
 
 async def show_status(
@@ -303,9 +339,14 @@ async def show_status(
             status = await crawl_status(connection, chosen, now=clock.now())
             unhappy = await unhappy_shops(connection, chosen, UNHAPPY_SHOWN)
             parked = await waiting(connection, chosen)
+            recent = await recent_speed(connection, crawl=chosen, since=clock.now() - RECENT)
     if not quiet:
-        location = shown_location(settings.database)
-        print_status(console, status, unhappy, parked, *await _limits(settings), database=location)
+        location, money = shown_location(settings.database), settings.currency
+        limits, circuits = await _limits(settings)
+        ahead = outlook(status, recent.per_second, *permits(limits)) if recent and not status.is_over else None
+        print_status(
+            *(console, status, unhappy, parked, limits, circuits), database=location, currency=money, ahead=ahead
+        )
     return status
 
 
@@ -313,10 +354,10 @@ async def _watch_anywhere(settings: Settings, engine: AsyncEngine, clock: Clock,
     """Watch a crawl; the fleet's limits are shown where its Redis is known."""
     errors = Console(stderr=True)
     if settings.redis_url is None:
-        await watch(engine, None, crawl_id, clock, errors)
+        await watch(engine, None, crawl_id, clock, errors, currency=settings.currency)
         return
     async with Redis.from_url(redis_url(settings), socket_timeout=10) as redis:
-        await watch(engine, redis, crawl_id, clock, errors)
+        await watch(engine, redis, crawl_id, clock, errors, currency=settings.currency)
 
 
 async def list_crawls(settings: Settings, console: Console) -> None:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from models.status import CrawlStatus, UnhappyShop
+from producer.console.money import cost_line, speed_line
 from producer.console.text import (
     VERDICT_STYLES,
     duration,
@@ -18,6 +19,7 @@ from producer.console.text import (
     share,
     small_bar,
 )
+from producer.outlook import Outlook
 
 BAR = 24
 MOST_UNHAPPY = 10
@@ -62,7 +64,7 @@ def label_grid() -> Table:
     return grid
 
 
-def figures(status: CrawlStatus, database: str) -> Table:
+def figures(status: CrawlStatus, database: str, currency: str = "", ahead: Outlook | None = None) -> Table:
     items, pages = status.items, status.pages
     grid = label_grid()
     grid.add_column(overflow="fold")
@@ -76,8 +78,18 @@ def figures(status: CrawlStatus, database: str) -> Table:
     speed = f"{rate(pages.finished / status.elapsed_s)} pages/s" if status.elapsed_s else ""
     took = f"{duration(status.elapsed_s)} elapsed"
     grid.add_row("pages", joined([f"{number(pages.done)} done", dead, left, speed, took]))
+    for label, words in (("cost", cost_line(status, currency)), ("now", _now(ahead))):
+        if words:
+            grid.add_row(label, words)
     grid.add_row("data", Text(plain(database)))
     return grid
+
+
+def _now(ahead: Outlook | None) -> Text:
+    if ahead is None or not ahead.per_second:
+        return Text()
+    left = "" if ahead.seconds_left is None else f"about {duration(ahead.seconds_left)} left"
+    return joined([speed_line(ahead) or f"{rate(ahead.per_second)} pages/s", left])
 
 
 def unhappy_table(status: CrawlStatus, shops: Sequence[UnhappyShop]) -> RenderableType:

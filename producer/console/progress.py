@@ -12,6 +12,7 @@ from models.circuits import OpenCircuit
 from models.credentials import Parked
 from models.fleet import Ban, LimitState
 from models.status import CrawlStatus, Verdicts
+from producer.console.money import cost_line, speed_line
 from producer.console.text import (
     VERDICT_STYLES,
     duration,
@@ -23,6 +24,7 @@ from producer.console.text import (
     rate,
     share,
 )
+from producer.outlook import outlook
 from producer.pauses import clock_words
 
 SMOOTHING = 10.0
@@ -75,6 +77,9 @@ class View:
     fleet: Fleet | None = None
     waiting: tuple[Parked, ...] = ()
     trouble: str | None = None
+    currency: str = ""
+    permits: tuple[float, float] = (0.0, 0.0)
+    """Calls in flight and allowed, smoothed as the pace is."""
 
 
 def block(view: View, width: int) -> RenderableType:
@@ -88,6 +93,10 @@ def block(view: View, width: int) -> RenderableType:
     grid.add_row("items", _items(status))
     if status.calls:
         grid.add_row("calls", outcomes(status.calls))
+    ahead = outlook(status, view.pace.per_second, *view.permits)
+    for label, words in (("cost", cost_line(status, view.currency)), ("speed", speed_line(ahead))):
+        if words:
+            grid.add_row(label, words)
     for index, line in enumerate(_fleet(view)):
         grid.add_row("" if index else "fleet", line)
     return Group(_head(status, width), grid, *warnings(view))

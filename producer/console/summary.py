@@ -36,6 +36,7 @@ def print_summary(
     unhappy: Sequence[UnhappyShop],
     *,
     database: str,
+    currency: str = "",
     setup: str = "",
     command: str = "shopcrawl",
 ) -> None:
@@ -43,7 +44,7 @@ def print_summary(
 
     `command` is how the reader calls shopcrawl, `setup` what must be entered before.
     """
-    parts: list[RenderableType] = [_headline(status), "", *bars(status), figures(status, database)]
+    parts: list[RenderableType] = [_headline(status), "", *bars(status), figures(status, database, currency)]
     if unhappy:
         parts += ["", unhappy_table(status, unhappy)]
     parts += ["", _next_steps(status, setup, command)]

@@ -15,6 +15,7 @@ from models.status import CrawlLine, CrawlStatus, UnhappyShop, Verdicts
 from producer.console.figures import bars, figures, unhappy_table
 from producer.console.progress import ban_words, circuit_words, waiting_words, warning
 from producer.console.text import VERDICT_STYLES, duration, number
+from producer.outlook import Outlook
 
 _STATE_STYLES = {"finished": "green", "running": "cyan"}
 
@@ -28,11 +29,13 @@ def print_status(
     circuits: Sequence[OpenCircuit] = (),
     *,
     database: str,
+    currency: str = "",
+    ahead: Outlook | None = None,
 ) -> None:
     """Print the figures of one crawl; `waiting` holds the parked credentials it is concerned by, `limits` the bans."""
     style = _STATE_STYLES.get(status.state, "yellow")
     title = Text.assemble((f"Crawl {status.crawl} ", "bold"), (status.state, style))
-    parts: list[RenderableType] = [title, "", *bars(status), figures(status, database)]
+    parts: list[RenderableType] = [title, "", *bars(status), figures(status, database, currency, ahead)]
     if unhappy:
         parts += ["", unhappy_table(status, unhappy)]
     warnings = [*(waiting_words(entry) for entry in waiting), *ban_words(limits), *circuit_words(circuits)]

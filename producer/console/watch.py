@@ -21,12 +21,15 @@ from models.database import Clock, reader, unavailable
 from models.source import source_names
 from models.status import CrawlStatus, crawl_status, waiting
 from producer.console.progress import Fleet, Pace, View, block, line, warnings
+from producer.outlook import permits
 
 POLL = 0.7
 LARGEST_LOAD = 0.1
 """Share of the time that reading may take: a ledger that is slow to read is read less often."""
 LINE_EVERY = 10.0
 FLEET_TIMEOUT = 2.0
+SMOOTHING = 0.1
+"""Weight of one reading of the permits in use."""
 
 
 class Display(Protocol):
@@ -114,13 +117,14 @@ async def watch(
     *,
     until_finished: bool = True,
     quiet: bool = False,
+    currency: str = "",
 ) -> CrawlStatus:
     """Show a crawl until it is over (or, without `until_finished`, until cancelled); returns its last figures.
 
     An outage of the database or Redis is shown and waited out, except that the first reading must succeed.
     Raises UsageError if there is no such crawl, UnavailableError if the database cannot be used at the start.
     """
-    reader = _Reader(engine, redis, crawl_id, clock)
+    reader = _Reader(engine, redis, crawl_id, clock, currency)
     try:
         view = await reader.read()
     except (SQLAlchemyError, OSError) as error:
@@ -140,9 +144,11 @@ async def watch(
 class _Reader:
     """Reads what a view shows."""
 
-    def __init__(self, engine: AsyncEngine, redis: Redis | None, crawl_id: int, clock: Clock) -> None:
+    def __init__(
+        self, engine: AsyncEngine, redis: Redis | None, crawl_id: int, clock: Clock, currency: str = ""
+    ) -> None:
         self._engine, self._redis, self._crawl_id, self._clock = engine, redis, crawl_id, clock
-        self._pace = Pace()
+        self._pace, self._permits, self._currency = Pace(), (0.0, 0.0), currency
 
     async def read(self) -> View:
         """A new view. Raises SQLAlchemyError or OSError when the database is away."""
@@ -150,11 +156,13 @@ class _Reader:
             status = await crawl_status(connection, self._crawl_id, now=self._clock.now())
             parked = await waiting(connection, self._crawl_id)
         self._pace = self._pace.step(status.pages.finished, time.monotonic())
-        view = View(status, self._pace, waiting=tuple(parked))
+        view = View(status, self._pace, waiting=tuple(parked), currency=self._currency)
         if self._redis is None:
             return view
         try:
-            return replace(view, fleet=await asyncio.wait_for(_fleet(self._redis), FLEET_TIMEOUT))
+            found = await asyncio.wait_for(_fleet(self._redis), FLEET_TIMEOUT)
+            self._permits = smoothed(self._permits, permits(found.limits))
+            return replace(view, fleet=found, permits=self._permits)
         except (RedisError, OSError, TimeoutError):
             return replace(view, trouble="Redis does not answer")
 
@@ -164,6 +172,14 @@ class _Reader:
             return await self.read()
         except (SQLAlchemyError, OSError):
             return replace(last, trouble="the database does not answer")
+
+
+def smoothed(before: tuple[float, float], now: tuple[int, int]) -> tuple[float, float]:
+    """Calls in flight and allowed over the last readings: what is in flight at one moment swings widely."""
+    if before == (0.0, 0.0):
+        return (float(now[0]), float(now[1]))
+    in_flight, limit = (old + SMOOTHING * (new - old) for old, new in zip(before, now, strict=True))
+    return in_flight, limit
 
 
 async def _fleet(redis: Redis) -> Fleet:

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from models import credentials, fleet
-from models.crawls import ShopRequest, submit_crawl
+from models.crawls import Budget, ShopRequest, submit_crawl
 from models.database import Clock, create_engine
 from models.errors import UnavailableError, UsageError
 from models.ledger import Calls, PageResult, store_results, with_page
@@ -23,6 +24,7 @@ from models.messages import PageTask
 from models.settings import async_url
 from models.source import FetchedPage, Item
 from models.status import (
+    BudgetLeft,
     CrawlStatus,
     crawl_status,
     exit_code,
@@ -155,6 +157,40 @@ async def test_a_finished_crawl_serialises_to_the_promised_object(engine: AsyncE
         "elapsed_s": 30.0,
     }
     assert exit_code(status) == 3
+
+
+PRICED = SETTINGS.model_copy(update={"tmapi_prices": "0.25,500=1.125"})
+
+
+async def test_money_budget_and_calls_never_heard_of_are_told_where_there_are_any(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        wanted = [ShopRequest("tmapi", key, OPTIONS) for key in ("small", "large", "dying")]
+        caps = Budget(max_calls=10, max_spend=Decimal("20.50"))
+        await submit_crawl(connection, wanted, now=NOW, settings=PRICED, budget=caps)
+        tasks = await Dispatcher(PRICED).take_due(connection, sources=["tmapi"], room=9, now=NOW)
+    told = msgspec.json.decode(msgspec.json.encode(await read(engine, 1)))
+    assert (told["spent"], told["calls"], "unknown_calls" in told) == ("3.375", {}, False)
+    assert told["budget"] == {"max_calls": 10, "calls_left": 7, "max_spend": "20.5", "spend_left": "17.125"}
+    # One worker dies with its page; another one's two calls are settled at their own prices.
+    price = Decimal("1.125")
+    calls = [Calls("a", "503", 1, Decimal("0.25")), Calls("a", "200", 1, Decimal("0.25"))]
+    async with engine.begin() as connection:
+        one = PageResult(task=tasks[0], state="ready", at=NOW, tries=0, due_at=NOW, calls=calls, price=price)
+        await store_results(connection, [one])
+        await connection.execute(sa.update(page).where(page.c.id == tasks[1].page_id).values(state="ready"))
+    status = await read(engine, 1)
+    assert (status.spent, status.unknown_calls, status.pages.sent) == (Decimal("2.75"), 1, 1)
+    assert status.budget == BudgetLeft(10, 6, Decimal("20.5"), Decimal("17.75"))
+
+
+@pytest.mark.parametrize(("caps", "left"), [(Budget(max_calls=0), {"max_calls": 0, "calls_left": 0}), (Budget(), None)])
+async def test_only_the_caps_that_are_set_are_told(
+    engine: AsyncEngine, caps: Budget, left: dict[str, int] | None
+) -> None:
+    async with engine.begin() as connection:
+        shops = [ShopRequest("tmapi", "small", OPTIONS)]
+        await submit_crawl(connection, shops, now=NOW, settings=SETTINGS, budget=caps)
+    assert msgspec.to_builtins(await read(engine, 1)).get("budget") == left
 
 
 async def test_unreviewed_pages_are_in_the_figures_already(engine: AsyncEngine) -> None:
