@@ -13,6 +13,7 @@ from models.crawls import ShopRequest
 from models.settings import Settings
 from models.source import WindowRules, source_named
 from models.tables import shop, shop_crawl
+from producer.forecast import Forecast
 from producer.windows import Reading
 
 # Bounds that windows share, windows that are not full, and counts of windows that had to be split.
@@ -38,6 +39,15 @@ class Estimate(msgspec.Struct, frozen=True):
     calls: int
     unknown: int
     spent: int
+    forecast: Forecast | None = None
+
+    @property
+    def calls_by_source(self) -> dict[str, int]:
+        """Calls of each source, as far as they are known."""
+        calls: dict[str, int] = {}
+        for each in self.shops:
+            calls[each.source] = calls.get(each.source, 0) + (each.calls or 0)
+        return calls
 
 
 def listed_calls(items: int, page_size: int) -> int:

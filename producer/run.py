@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
+import msgspec
 import sqlalchemy as sa
 from pydantic import SecretStr
 from redis.asyncio import Redis
@@ -29,6 +30,7 @@ from models.status import CrawlStatus, crawl_status, latest_crawl_id, recent_cra
 from models.tables import page
 from producer.console import print_crawls, print_status, print_summary, shown_location, watch
 from producer.estimate import Estimate, counted, remembered
+from producer.forecast import forecast
 from producer.local import EmbeddedRedis, WorkerProcesses
 from producer.loop import Producer
 from producer.outlook import outlook, permits
@@ -126,12 +128,20 @@ async def estimate(
 ) -> Estimate:
     """What a crawl would cost: by counting each shop with one call, or for given requests from their last crawls."""
     if not callable(asked):
-        async with database(settings) as (engine, _clock), reader(engine).connect() as connection:
-            return await remembered(connection, asked, settings)
+        async with database(settings) as (engine, clock), reader(engine).connect() as connection:
+            return await _forecast(connection, clock, settings, await remembered(connection, asked, settings))
     status = await crawl(settings, asked, console, follow=True, quiet=quiet)
     assert isinstance(status, CrawlStatus)  # noqa: S101 (we follow it)
-    async with database(settings) as (engine, _clock), reader(engine).connect() as connection:
-        return await counted(connection, status.crawl, settings, sum(status.calls.values()))
+    async with database(settings) as (engine, clock), reader(engine).connect() as connection:
+        found = await counted(connection, status.crawl, settings, sum(status.calls.values()))
+        return await _forecast(connection, clock, settings, found)
+
+
+async def _forecast(connection: AsyncConnection, clock: Clock, settings: Settings, found: Estimate) -> Estimate:
+    """The estimate with its money and hours."""
+    limits, _circuits = await _limits(settings)
+    ahead = await forecast(connection, found.calls_by_source, settings, limits, clock.now())
+    return msgspec.structs.replace(found, forecast=ahead)
 
 
 def describe(submission: Submission) -> str:
