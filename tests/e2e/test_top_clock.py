@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.fleet import until
-from tests.e2e.sellers import SellerFleet
+from tests.e2e.sellers import MARGIN, SellerFleet
 from tests.simulator.process import SimulatorProcess
 
 pytestmark = pytest.mark.e2e
@@ -49,9 +49,12 @@ async def test_processes_in_any_time_zone_ask_for_the_same_windows(
         assert simulator.top_calls()["outcomes"].keys() == {"200"}
 
 
-async def test_clock_nine_minutes_off_works(tmp_path: Path, simulator: SimulatorProcess) -> None:
-    simulator.advance(9 * 60)
-    with fleet_before(tmp_path, simulator) as fleet:
+@pytest.mark.parametrize(("minutes", "margin"), [(9, MARGIN), (-9, 10 * 60)])
+async def test_clock_nine_minutes_off_works(
+    tmp_path: Path, simulator: SimulatorProcess, minutes: int, margin: float
+) -> None:
+    simulator.advance(60 * minutes)
+    with fleet_before(tmp_path, simulator, top_window_margin=margin) as fleet:  # with less, ours waits for theirs
         done = fleet.run("crawl", str(fleet.shops_file()), "--quiet", "--json")
         assert done.returncode == 0, done.stderr
         await fleet.assert_complete(1)
@@ -71,7 +74,7 @@ async def test_clock_eleven_minutes_off_is_named_and_once_it_is_right_the_crawl_
 
         await until(told, what="word of the clock")
         said = fleet.run("status").stdout
-        assert "check this machine's clock" in " ".join(said.split()), said
+        assert "this machine's clock is 11 minutes behind the platform's" in " ".join(said.split()), said
         refused = simulator.top_calls()["outcomes"]["31"]
         assert 1 <= refused <= IN_FLIGHT
         assert (await fleet.pages())["dead"] == 0
