@@ -29,6 +29,7 @@ from producer.limit_memory import keep_limits
 from producer.pauses import Pause, pause
 from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
 from producer.review import LARGEST_REVIEW, Reviewed, review
+from producer.spending import Spending
 
 BUSY_PAUSE = 0.1
 IDLE_PAUSE = 0.5
@@ -62,6 +63,8 @@ class Producer:
         """Work until cancelled; an outage of the database or Redis only makes it wait."""
         try:
             named = {"reconcile": self._look_after, "dispatch": self._work, "fleet": self._count_fleet}
+            if self._settings.metrics_port:  # nobody else asks for these sums
+                named["spending"] = Spending(self._engine, self._clock).measure
             steps = [self._repeat(step, name) for name, step in named.items()]
             async with background(*steps, self._clock.keep(self._engine)):
                 await asyncio.Event().wait()

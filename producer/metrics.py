@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from prometheus_client import Counter, Gauge
 
 from models.circuits import OpenCircuit
+from models.costs import Reserved
 from models.fleet import LimitState
 
 reviewed = Counter("shopcrawl_pages_reviewed", "Finished pages that conclusions were drawn from")
@@ -28,6 +29,20 @@ def show_circuits(source: str, found: Sequence[OpenCircuit]) -> None:
     scopes = ["shop" if circuit.shop else "source" for circuit in found if circuit.state != "given up"]
     for scope in ("shop", "source"):
         circuits.labels(source, scope).set(scopes.count(scope))
+
+
+calls_reserved = Gauge("shopcrawl_calls_reserved", "Calls reserved so far, before they are made", ["source"])
+calls_settled = Gauge("shopcrawl_calls_settled", "Calls so far whose answer or end was stored", ["source"])
+calls_unknown = Gauge("shopcrawl_calls_unknown", "Calls so far that were reserved and never heard of again", ["source"])
+spend = Gauge("shopcrawl_spend", "Money spent or set aside so far", ["source"])
+
+
+def show_calls(source: str, reserved: Reserved, settled: int, unknown: int) -> None:
+    """Set the gauges of one source's calls and money."""
+    calls_reserved.labels(source).set(reserved.calls)
+    calls_settled.labels(source).set(settled)
+    calls_unknown.labels(source).set(unknown)
+    spend.labels(source).set(float(reserved.spend))  # Prometheus knows nothing but floats; the ledger stays exact
 
 
 def show_limit(state: LimitState) -> None:
