@@ -49,6 +49,13 @@ async def unpark(connection: AsyncConnection, source: str | None = None, names: 
     return (await connection.execute(query)).rowcount
 
 
+async def probe_now(connection: AsyncConnection, source: str, name: str, *, now: datetime, wait: float) -> None:
+    """Have one page tried with a parked credential at once; should that fail, the next one follows after `wait`."""
+    mine = (credential.c.source == source) & (credential.c.name == name)
+    values = {"probe_at": now, "probe_wait": wait / 2}  # taking a probe doubles it
+    await connection.execute(sa.update(credential).where(mine).values(values))
+
+
 async def parked(connection: AsyncConnection) -> list[Parked]:
     """All parked credentials."""
     rows = await connection.execute(sa.select(credential).order_by(credential.c.source, credential.c.name))

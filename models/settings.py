@@ -83,6 +83,12 @@ class Settings(BaseSettings):
     inline_wait: float = Field(
         5, ge=0, description="longest back-off waited inside a task; longer ones go to the ledger"
     )
+    urgent_share: float = Field(
+        0.9,
+        ge=0.1,
+        le=1,
+        description="part of the permits, and of what is sent, that urgent pages get while others wait",
+    )
     probe_interval: float = Field(
         60, gt=0, description="first pause before a parked credential is tried; doubles to 1 h"
     )

@@ -203,10 +203,21 @@ def plan(
 
 
 @app.command()
-def resume(json: Json = False, quiet: Quiet = False, workers: Workers = None, concurrency: Concurrency = None) -> None:
+def resume(
+    credential: Annotated[
+        str | None, typer.Option(help="Try only this parked one, with one page at once; a source's name: its only one.")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    workers: Workers = None,
+    concurrency: Concurrency = None,
+) -> None:
     """Use parked credentials again and continue every crawl that has not ended."""
-    settings = _settings(workers=workers, concurrency=concurrency)
-    statuses = run.run_until_signalled(run.resume(settings, _progress(quiet), quiet=quiet))
+    settings, console = _settings(workers=workers, concurrency=concurrency), _progress(quiet)
+    if credential is None:
+        statuses = run.run_until_signalled(run.resume(settings, console, quiet=quiet))
+    else:
+        statuses = run.run_until_signalled(run.resume_with(settings, console, credential, quiet=quiet))
     for status in statuses:
         _show(status, settings, json=json)
     raise typer.Exit(max((exit_code(status) for status in statuses), default=0))

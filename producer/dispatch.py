@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models import budget
 from models.bulk import query_rows
-from models.messages import PageTask
+from models.messages import NORMAL_PRIORITY, PageTask
 from models.settings import Settings
 from models.tables import page, shop, shop_crawl, slice_
 
@@ -58,6 +58,8 @@ class Dispatcher:
         self._settings = settings
         self._shops: OrderedDict[int, ShopFacts] = OrderedDict()
         self._turn = 0
+        self._urgent_share = settings.urgent_share
+        self._owed = 0.0
 
     async def sent(self, connection: AsyncConnection) -> int:
         """How many pages are out now."""
@@ -85,7 +87,7 @@ class Dispatcher:
         while hungry and left > 0:
             self._turn += 1
             for source, share in fair_shares(left, hungry, self._turn).items():
-                rows = await self._mark_sent(connection, source, share, now)
+                rows = await self._mark_fairly(connection, source, share, now)
                 await self._learn_shops(connection, {row.shop_crawl_id for row in rows})
                 windows = await _windows(connection, {(row.shop_crawl_id, row.slice) for row in rows if row.slice})
                 found = [self._task(row, credential, windows) for row in rows]
@@ -96,14 +98,28 @@ class Dispatcher:
         # RETURNING keeps no order; messages leave in the order that was decided.
         return sorted(tasks, key=lambda task: (task.priority, task.page, task.page_id))
 
-    async def _mark_sent(
+    async def _mark_fairly(
         self, connection: AsyncConnection, source: str, room: int, now: datetime
+    ) -> Sequence[sa.Row[Any]]:
+        """Urgent pages go first, but now and then the others do: many urgent ones must not starve them."""
+        self._owed += 1 - self._urgent_share
+        if self._owed < 0.999:  # sums of tenths are no whole numbers
+            return await self._mark_sent(connection, source, room, now)
+        self._owed -= 1
+        rows = await self._mark_sent(connection, source, room, now, most_urgent=NORMAL_PRIORITY)
+        return [*rows, *await self._mark_sent(connection, source, room - len(rows), now)]
+
+    async def _mark_sent(
+        self, connection: AsyncConnection, source: str, room: int, now: datetime, *, most_urgent: int = 0
     ) -> Sequence[sa.Row[Any]]:
         if room <= 0:
             return []
+        wanted = [page.c.state == READY, page.c.source == source, page.c.due_at <= now]
+        if most_urgent:
+            wanted.append(page.c.priority >= most_urgent)
         due = (
             sa.select(page.c.id)
-            .where(page.c.state == READY, page.c.source == source, page.c.due_at <= now)
+            .where(*wanted)
             .order_by(page.c.priority, page.c.rank, page.c.id)
             .limit(room)
             .with_for_update(skip_locked=True)

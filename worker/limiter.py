@@ -25,13 +25,21 @@ class Limiter:
     """Permits for calls, within limits that the whole fleet shares; one per process.
 
     `redis` must give bytes. A process that falls silent for `lease` seconds loses its share; `beat` is the longest
-    pause between two calls; a ban that lasts longer than `patience` seconds is not waited for.
+    pause between two calls; a ban that lasts longer than `patience` seconds is not waited for. Urgent pages get
+    `urgent_share` of the permits while others wait too.
     """
 
     def __init__(
-        self, redis: Redis, *, process: str, lease: float = 10.0, beat: float = 2.0, patience: float = 5.0
+        self,
+        redis: Redis,
+        *,
+        process: str,
+        lease: float = 10.0,
+        beat: float = 2.0,
+        patience: float = 5.0,
+        urgent_share: float = 0.9,
     ) -> None:
-        self._terms = Terms(process, lease, beat, patience)
+        self._terms = Terms(process, lease, beat, patience, urgent_share)
         self._redis = redis
         self._script = redis.register_script(script_text())
         self._pools: dict[str, Pool] = {}
@@ -62,7 +70,7 @@ class Limiter:
         claim: tuple[int, int] | None,
         only: str | None = None,
     ) -> Permit:
-        """Wait for the right to make one call, lower `priority` first, then first come, first served.
+        """Wait for the right to make one call: urgent ones mostly before the others, then as they came.
 
         `claim` is the (page_id, fence) to take up. `only` names the credential to use although it is parked. Raises
         DuplicateDelivery if that claim or a newer one was made, AllParked if no credential may be used, AllBanned if

@@ -1,7 +1,6 @@
 """One source in one process: who waits for a permit, and the task that asks Redis for its share of each limit."""
 
 import asyncio
-import heapq
 import itertools
 import logging
 from collections import Counter
@@ -15,6 +14,7 @@ from models.source import Credential, Limits
 from worker.bans import Bans, refusal
 from worker.limiter_call import Answer, Call
 from worker.permits import DuplicateDelivery, Lane, Waiter
+from worker.waiting import Line
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class Terms:
     lease: float
     beat: float
     patience: float
+    urgent_share: float = 0.9
 
 
 class Pool:
@@ -50,7 +51,7 @@ class Pool:
         self.unclaimed: list[tuple[str, str]] = []
         self.finished: list[str] = []
         self._unchecked: list[Waiter] = []
-        self._ready: dict[str | None, list[Waiter]] = {None: []}
+        self._ready: dict[str | None, Line] = {None: Line(terms.urgent_share)}
         self._waiting: Counter[str | None] = Counter()
         self._loop = asyncio.get_running_loop()
         self._due = self._last_call = 0.0
@@ -73,7 +74,7 @@ class Pool:
             lane = self.lanes.get(credential.name)
             if lane is None:
                 self.lanes[credential.name] = Lane(credential, limits, self.redis_now, self.freed)
-                self._ready[credential.name] = []
+                self._ready[credential.name] = Line(self.terms.urgent_share)
                 self._ring()
             else:
                 lane.limits = limits
@@ -85,7 +86,7 @@ class Pool:
         if waiter.claim:
             self._unchecked.append(waiter)
         else:
-            heapq.heappush(self._ready[waiter.only], waiter)
+            self._ready[waiter.only].add(waiter)
             self.pump()
             self._refuse()
         if not waiter.future.done():
@@ -234,7 +235,7 @@ class Pool:
             if index in duplicates:
                 self._fail(waiter, DuplicateDelivery(f"page {waiter.value.split()[0]} is taken"))
             else:
-                heapq.heappush(self._ready[waiter.only], waiter)
+                self._ready[waiter.only].add(waiter)
 
     def _patience(self, now: float) -> float:
         """Seconds until asking again makes sense; a slow rate has nothing to give before its next slot."""
@@ -255,25 +256,18 @@ class Pool:
     def _refuse(self) -> None:
         """Tell those who wait in vain: every credential they may use is parked, or banned for long."""
         now = self._loop.time()
-        for only, queue in self._ready.items():
+        for only, line in self._ready.items():
             lanes = list(self.lanes.values()) if only is None else [self.lanes[only]]
-            while queue and (error := refusal(lanes, self.bans, only, self.terms.patience, now)):
-                waiter = heapq.heappop(queue)
-                if not waiter.future.done():
-                    self._fail(waiter, error)
-                    if waiter.claim:
-                        self.unclaimed.append((str(waiter.claim[0]), waiter.value))
+            while line and (error := refusal(lanes, self.bans, only, self.terms.patience, now)):
+                waiter = line.pop()
+                self._fail(waiter, error)
+                if waiter.claim:
+                    self.unclaimed.append((str(waiter.claim[0]), waiter.value))
 
     def _next_for(self, lane: Lane) -> Waiter | None:
-        """Take the most urgent waiter that may use the lane, leaving out those who gave up."""
-        best: list[Waiter] = []
-        for key in (lane.name,) if lane.parked else (lane.name, None):
-            queue = self._ready[key]
-            while queue and queue[0].future.done():
-                heapq.heappop(queue)
-            if queue and (not best or queue[0] < best[0]):
-                best = queue
-        return heapq.heappop(best) if best else None
+        """Take the next waiter that may use the lane: one that may use no other comes first."""
+        keys = (lane.name,) if lane.parked else (lane.name, None)
+        return next((self._ready[key].pop() for key in keys if self._ready[key]), None)
 
     def _set_slot_alarm(self, now: float) -> None:
         """Serve those who wait when the next rate slot comes."""

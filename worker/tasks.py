@@ -108,7 +108,7 @@ async def _make_hands() -> None:
     await clock.synchronise(engine)
     redis = Redis.from_url(redis_url(settings), socket_timeout=10, socket_connect_timeout=5)
     _exit.push_async_callback(redis.aclose)
-    limiter = Limiter(redis, process=PROCESS, patience=settings.inline_wait)
+    limiter = Limiter(redis, process=PROCESS, patience=settings.inline_wait, urgent_share=settings.urgent_share)
     await limiter.start()
     _exit.push_async_callback(limiter.stop)
     client = await _exit.enter_async_context(Client(settings))

@@ -231,3 +231,16 @@ async def test_the_oldest_due_page_tells_how_far_dispatch_is_behind(engine: Asyn
 )
 def test_the_window_is_as_set_or_twice_what_the_workers_hold(setting: int, capacities: list[int], out: int) -> None:
     assert window(setting, capacities) == out
+
+
+async def test_many_urgent_pages_do_not_starve_the_others(engine: AsyncEngine) -> None:
+    await submit(engine, *(f"urgent{number}" for number in range(30)), priority=0)
+    await submit(engine, *(f"normal{number}" for number in range(30)))
+    dispatcher, sent = Dispatcher(SETTINGS), Counter[int]()
+    async with engine.begin() as connection:
+        for _ in range(20):
+            (task,) = await dispatcher.take_due(connection, sources=[SOURCE], room=1, now=START)
+            sent[task.priority] += 1
+        assert sent == {0: 18, 5: 2}
+        rest = await dispatcher.take_due(connection, sources=[SOURCE], room=100, now=START)
+    assert len(rest) == 40
