@@ -1,5 +1,7 @@
 """One small tree of errors, named by how shopcrawl reacts to them."""
 
+from datetime import datetime
+
 
 class ShopcrawlError(Exception):
     """The root: everything shopcrawl raises on purpose; its text is one line a user can act on, without secrets."""
@@ -74,6 +76,14 @@ class ShopUnauthorisedError(FetchError):
 
 class WindowTooLargeError(PageRefusedError):
     """The page lies beyond the rows that the API reaches in one listing: the window must be split further."""
+
+
+class EarlyWindowError(TransientError):
+    """The window of time is not over by the API's own clock, which shows `now`: ask for an earlier one."""
+
+    def __init__(self, code: str, message: str, *, now: datetime) -> None:
+        super().__init__(code, message)
+        self.now = now
 
 
 class FieldsRefusedError(TransientError):

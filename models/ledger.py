@@ -65,6 +65,8 @@ class PageResult(msgspec.Struct, kw_only=True):
     calls: Sequence[Calls] = ()
     reserved: int = 1
     price: Decimal = FREE
+    window_end: datetime | None = None
+    """Where the page's window must end instead, if nothing of it has been read."""
 
     @property
     def settlement(self) -> Settlement:
@@ -226,6 +228,7 @@ async def _store_accepted(connection: AsyncConnection, results: Sequence[PageRes
     await query_rows(connection, _FINISH, _PAGE_COLUMNS, rows)
     await write(connection, change)
     await _store_bodies(connection, [result for result in results if result.body])
+    await _move_windows(connection, [result for result in results if result.window_end])
     return rows
 
 
@@ -276,6 +279,17 @@ def _call_rows(result: PageResult) -> list[dict[str, Any]]:
         }
         for calls in result.calls
     ]
+
+
+async def _move_windows(connection: AsyncConnection, results: Sequence[PageResult]) -> None:
+    """End windows earlier: our clock was ahead of the API's when they were made."""
+    sql = (
+        "UPDATE slice SET end_at = r.due_at FROM {r} JOIN page p ON p.id = r.id"
+        " WHERE slice.shop_crawl_id = p.shop_crawl_id AND slice.number = p.slice AND slice.calls = 0 AND slice.kind = 'root'"
+        " AND (slice.start_at IS NULL OR slice.start_at <= r.due_at)"
+    )
+    rows = [{"id": result.task.page_id, "due_at": result.window_end} for result in results]
+    await query_rows(connection, sql, [page.c.id, page.c.due_at], rows)
 
 
 async def _store_bodies(connection: AsyncConnection, results: Sequence[PageResult]) -> None:

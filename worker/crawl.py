@@ -6,7 +6,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 
 import msgspec
@@ -16,6 +16,7 @@ from models.database import Clock
 from models.errors import (
     BannedError,
     CredentialParkedError,
+    EarlyWindowError,
     FetchError,
     FieldsRefusedError,
     ShopUnauthorisedError,
@@ -137,13 +138,13 @@ async def crawl_page(task: PageTask, hands: Hands) -> str:
 async def _fetch_until_decided(task: PageTask, attempts: Attempts, hands: Hands) -> PageResult:
     source = source_named(task.source)
     wide = (task.source, str(task.options.get("fields")))
-    if wide in hands.too_wide:
-        task = _narrower(task, source) or task
     while True:
         turn = await _turn(task, source, attempts, hands)
         if isinstance(turn, PageResult):
             return turn
         session, permit = turn
+        if wide in hands.too_wide:  # found out by another page, perhaps while this one waited
+            task = _narrower(task, source) or task
         try:
             attempts.called = True
             response, fetched = await _call(task, source, permit, session, attempts, hands)
@@ -310,6 +311,9 @@ async def _react(
 ) -> PageResult | float:
     """Decide and act on an error; returns the page's result, or the pause after which it is to be called again."""
     reason = _masked(error, session, hands)
+    if isinstance(error, EarlyWindowError) and attempts.tries < hands.settings.max_tries:
+        put_back = _result(task, hands, attempts, state="ready", outcome=error.code, reason=reason, delay=0)
+        return msgspec.structs.replace(put_back, window_end=_window_end(error, task, hands))
     decision = decide(
         error, tries=attempts.tries, throttles=attempts.throttles, settings=hands.settings, random=random.random()
     )
@@ -335,6 +339,12 @@ async def _react(
             if task.credential is None:
                 return 0.0
             return _result(task, hands, attempts, state="ready", outcome=error.code, reason=reason, delay=0)
+
+
+def _window_end(error: EarlyWindowError, task: PageTask, hands: Hands) -> datetime:
+    """Where a window has to end by the API's clock."""
+    rules = source_named(task.source).windows(hands.settings)
+    return (error.now - (rules.margin if rules else timedelta())).replace(microsecond=0)
 
 
 def _result(

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from models.billing import Prices, parse_prices
-from models.errors import TransientError
+from models.errors import EarlyWindowError, TransientError
 from models.messages import PageTask
 from models.settings import Settings
 from models.source import Credential, FetchedPage, HttpRequest, HttpResponse, Limits, Source, WindowRules
@@ -17,7 +17,6 @@ from worker.sources.top_sign import sign
 
 METHOD = "alibaba.tjb.items.inventory.get"
 MAX_ANOMALIES = 20
-CLOCK_GRAIN = 2.0  # seconds: a Date header tells whole ones
 HEADERS = {"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded;charset=utf-8"}
 
 
@@ -123,14 +122,14 @@ class TaobaoSource(Source):
 
 
 def _require_past(task: PageTask, response: HttpResponse) -> None:
-    """Raise TransientError, due when it will be, unless the window is over by the platform's own clock.
+    """Raise EarlyWindowError unless the window is over by the platform's own clock.
 
     Until then rows may still be edited inside it, and reading it would miss some of them without a sign.
     """
     end, now = task.options.get("end_modified"), base.answered_at(response)
     if end and now is not None and (ahead := (datetime.fromisoformat(end) - now).total_seconds()) > 0:
-        message = f"the window ends {ahead:.0f} s ahead of the platform's clock: set this machine's (NTP)"
-        raise TransientError("early", message, retry_after=ahead + CLOCK_GRAIN)
+        message = f"the window ends {ahead:.0f} s ahead of the platform's clock: this machine's clock is wrong (NTP)"
+        raise EarlyWindowError("early", message, now=now)
 
 
 def _params(task: PageTask, settings: Settings, now: datetime) -> dict[str, str]:
