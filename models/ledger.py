@@ -285,8 +285,8 @@ async def _move_windows(connection: AsyncConnection, results: Sequence[PageResul
     """End windows earlier: our clock was ahead of the API's when they were made."""
     sql = (
         "UPDATE slice SET end_at = r.due_at FROM {r} JOIN page p ON p.id = r.id"
-        " WHERE slice.shop_crawl_id = p.shop_crawl_id AND slice.number = p.slice AND slice.calls = 0 AND slice.kind = 'root'"
-        " AND (slice.start_at IS NULL OR slice.start_at <= r.due_at)"
+        " WHERE slice.shop_crawl_id = p.shop_crawl_id AND slice.number = p.slice"
+        " AND slice.calls = 0 AND slice.kind = 'root' AND (slice.start_at IS NULL OR slice.start_at <= r.due_at)"
     )
     rows = [{"id": result.task.page_id, "due_at": result.window_end} for result in results]
     await query_rows(connection, sql, [page.c.id, page.c.due_at], rows)

@@ -75,7 +75,7 @@ class CrawlStatus(msgspec.Struct, frozen=True, omit_defaults=True):
 
     `needs_authorisation` counts shops that are held until they have a new session; `spent` is the money that its budget
     counts, calls in flight and unknown ones at the highest price; `unknown_calls` were reserved and never heard of
-    again. These and `budget` are printed if there is anything to say.
+    again; `waits_for` is the budget that is used up. These and `budget` are printed if there is anything to say.
     """
 
     crawl: int
@@ -90,6 +90,7 @@ class CrawlStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     spent: Decimal | None = None
     unknown_calls: int = 0
     budget: BudgetLeft | None = None
+    waits_for: str | None = None
 
     @property
     def open_shops(self) -> int:
@@ -153,7 +154,7 @@ _FACTS = sa.text(
         FROM page p JOIN shop_crawl s ON s.id = p.shop_crawl_id
         WHERE NOT p.reviewed AND s.crawl_id = :crawl
     )
-    SELECT crawl.state, crawl.created_at, crawl.finished_at, shops.*, moving.*, fresh.*
+    SELECT crawl.state, crawl.created_at, crawl.finished_at, crawl.reason, shops.*, moving.*, fresh.*
     FROM crawl, shops, moving, fresh WHERE crawl.id = :crawl
     """
 ).columns(state=sa.Text, created_at=crawl.c.created_at.type, finished_at=crawl.c.finished_at.type)
@@ -196,6 +197,7 @@ async def crawl_status(connection: AsyncConnection, crawl_id: int, *, now: datet
         calls=calls,
         elapsed_s=round(max(0.0, ((row.finished_at or now) - row.created_at).total_seconds()), 3),
         needs_authorisation=row.held,
+        waits_for=row.reason if row.state == "waiting" else None,
         spent=trimmed(account.spend) if account.spend else None,
         unknown_calls=max(0, account.reserved - sum(calls.values()) - account.out),
         budget=_budget(account),
@@ -232,8 +234,9 @@ async def latest_crawl_id(connection: AsyncConnection) -> int | None:
 
 
 def exit_code(status: CrawlStatus) -> int:
-    """3 if a shop ended partial or failed or needs authorisation, else 0; open shops count as neither."""
-    return 3 if status.verdicts.partial or status.verdicts.failed or status.needs_authorisation else 0
+    """3 if a shop ended partial or failed, needs authorisation or waits for a budget, else 0."""
+    unhappy = status.verdicts.partial or status.verdicts.failed or status.needs_authorisation
+    return 3 if unhappy or status.waits_for else 0
 
 
 async def unhappy_shops(connection: AsyncConnection, crawl_id: int, limit: int) -> list[UnhappyShop]:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError
 
 from models.status import CrawlStatus, UnhappyShop
 from producer.console.figures import bars, figures, label_grid, unhappy_table
-from producer.console.text import number
+from producer.console.text import number, plain
 
 UNREADABLE = "the database of SHOPCRAWL_DATABASE_URL"
 
@@ -53,6 +53,9 @@ def print_summary(
 
 def _headline(status: CrawlStatus) -> Text:
     verdicts = status.verdicts
+    if status.waits_for:
+        words = f"▲ Crawl {status.crawl} waits: {plain(status.waits_for, 120)}; {number(status.open_shops)} shops "
+        return Text(f"{words}are open, all work is kept", "bold yellow")
     if status.is_over and status.needs_authorisation:
         words = f"▲ Crawl {status.crawl}: {number(status.needs_authorisation)} of {number(status.shops)} shops need "
         return Text(f"{words}authorisation, the others have ended; all work is kept", "bold yellow")
@@ -70,6 +73,7 @@ def _headline(status: CrawlStatus) -> Text:
 def _next_steps(status: CrawlStatus, setup: str, command: str) -> Table:
     """Commands that make sense now, each with what it does."""
     steps = [("session set SHOP", "give a shop its new session")] if status.needs_authorisation else []
+    steps += [(f"budget {status.crawl} --max-calls N", "give it another budget")] if status.waits_for else []
     steps += [("resume", "go on where it stopped")] if not status.is_finished else []
     steps.append(("export items --format csv > items.csv", "all items, as CSV"))
     if status.verdicts.partial:

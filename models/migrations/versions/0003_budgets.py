@@ -44,6 +44,7 @@ def upgrade() -> None:
         _spend(),
         sa.PrimaryKeyConstraint("day", "source", "credential", name=op.f("pk_daily_use")),
     )
+    op.execute("UPDATE crawl SET reserved = (SELECT COALESCE(SUM(calls), 0) FROM call WHERE call.crawl_id = crawl.id)")
     held = sa.text("state = 'held'")
     op.create_index("ix_page_held", "page", ["shop_crawl_id"], postgresql_where=held, sqlite_where=held)
 
