@@ -34,7 +34,7 @@ class Limiter:
         redis: Redis,
         *,
         process: str,
-        lease: float = 10.0,
+        lease: float = 8.0,
         beat: float = 2.0,
         patience: float = 5.0,
         urgent_share: float = 0.9,

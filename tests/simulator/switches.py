@@ -12,7 +12,7 @@ Amount = Annotated[float, msgspec.Meta(ge=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 GLOBAL_ONLY = frozenset(
-    {"tokens", "token_refusal", "gate", "gate_channel", "balance", "balance_channel", "bill_failures", "gzip"}
+    {"tokens", "token_refusal", "gate", "gates", "gate_channel", "balance", "balance_channel", "bill_failures", "gzip"}
     | {"keepalive_requests", "keepalive_announce", "hold_after_disconnect", "unknown_shop"}
 )
 
@@ -53,6 +53,7 @@ class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     slow_seconds: Amount = 1.0
     delay_499: Amount = 1.0
     gate: Count = 0
+    gates: dict[str, Count] = {}
     gate_channel: Channel = "status"
     balance: Count | None = None
     balance_channel: Channel = "status"

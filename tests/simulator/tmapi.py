@@ -135,7 +135,8 @@ class Tmapi:
             if switches.token_refusal == "body":
                 return Outcome("401", "body")
             return Outcome(switches.token_refusal)
-        if switches.gate and account.slots.now >= switches.gate:
+        gate = switches.gates.get(token, switches.gate)
+        if gate and account.slots.now >= gate:
             account.over_gate += 1
             self.market.ledger.over_gate += 1
             channel = resolve_channel("503", None, switches.gate_channel, self.market.ledger.number % 4 / 4)
