@@ -28,9 +28,9 @@ from worker import metrics
 from worker.app import app, settings
 from worker.circuits import Circuits
 from worker.client import Client
-from worker.crawl import Hands
 from worker.crawl import crawl_page as crawl_one_page
 from worker.credits import Credits
+from worker.hands import Hands
 from worker.limiter import Limiter
 from worker.loop import on_loop_start, on_loop_stop
 from worker.parking import Parking

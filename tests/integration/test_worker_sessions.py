@@ -31,7 +31,8 @@ from tests.session_source import session_source
 from worker import sessions as worker_sessions
 from worker.circuits import Circuits
 from worker.client import Client
-from worker.crawl import Hands, crawl_page
+from worker.crawl import crawl_page
+from worker.hands import Hands
 from worker.limiter import Limiter
 from worker.parking import Parking
 from worker.sessions import Sessions
