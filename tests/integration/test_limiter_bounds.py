@@ -9,14 +9,14 @@ from redis.asyncio import Redis
 from models import fleet
 from models.source import Credential, Limits
 from worker.bans import AllBanned
-from worker.limiter import Limiter, Permit
+from worker.limiter import AllParked, Limiter, Permit
 
 SOURCE = "tmapi"
 ONE = Credential("one", "canary-one")
 DAILY = 60
 LIMITS = Limits(rate=0, start=8, floor=1, ceiling=64)
 
-Start = Callable[[str], Awaitable[Limiter]]
+Start = Callable[..., Awaitable[Limiter]]
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 async def start(redis: Redis) -> AsyncIterator[Start]:
     started: list[Limiter] = []
 
-    async def start_one(process: str) -> Limiter:
-        limiter = Limiter(redis, process=process, beat=0.3)
+    async def start_one(process: str, beat: float = 0.3) -> Limiter:
+        limiter = Limiter(redis, process=process, beat=beat)
         await limiter.start()
         started.append(limiter)
         return limiter
@@ -81,9 +81,8 @@ async def test_two_processes_make_exactly_the_calls_of_a_day(redis: Redis, start
     (ban,) = await fleet.bans(redis, SOURCE)
     assert (ban.scope, ban.reason) == ("one", f"daily limit of {DAILY} calls is used up")
     more = Limits(rate=0, start=8, floor=1, ceiling=64, per_day=DAILY + 5)
-    for limiter in limiters:
-        with pytest.raises(AllBanned):
-            await take(limiter, more)
+    with pytest.raises(AllBanned):
+        await take(limiters[0], more)
 
     async def lifted() -> bool:
         return not await fleet.bans(redis, SOURCE)
@@ -139,3 +138,40 @@ async def test_a_slow_rate_that_is_raised_does_not_hold_up_the_next_call(redis: 
 
 async def _waits(redis: Redis) -> bool:
     return (await state(redis)).waiting > 0
+
+
+async def test_a_park_stops_every_process_within_a_round_trip(redis: Redis, start: Start) -> None:
+    limiters = [await start(name, beat=60) for name in "abc"]  # whatever spreads sooner than the beat was told
+    for limiter in limiters:
+        (await take(limiter, LIMITS)).release(ok=True, throttled=False)
+
+    async def all_listen() -> bool:
+        return (await redis.pubsub_numsub(fleet.NEWS))[0][1] == len(limiters)
+
+    await until(all_listen)
+    await limiters[0].park(SOURCE, "one", "439: no money")
+    for limiter in limiters:
+        assert await stops(limiter)
+    await limiters[1].unpark(SOURCE, "one")
+    for limiter in limiters:
+        (await asyncio.wait_for(goes_on(limiter), 20)).release(ok=True, throttled=False)
+
+
+async def stops(limiter: Limiter) -> bool:
+    """Take permits until none is given."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                permit = await take(limiter, LIMITS)
+            except AllParked:
+                return True
+            await asyncio.sleep(0.001)
+            permit.release(ok=True, throttled=False)
+
+
+async def goes_on(limiter: Limiter) -> Permit:
+    while True:
+        try:
+            return await take(limiter, LIMITS)
+        except AllParked:
+            await asyncio.sleep(0.001)
