@@ -85,7 +85,7 @@ def rate(first: Sample, last: Sample) -> float:
 class Caller:
     """A running process of `benchmarks.limiter_caller`."""
 
-    child: subprocess.Popen[str]
+    child: subprocess.Popen[bytes]
 
     def done(self) -> Done:
         """Ask it to end unless it has, and return what it did."""
@@ -116,12 +116,12 @@ class Callers:
         words = [f"SHOPCRAWL_{key.upper()}={value}" for key, value in {**given, **self.settings}.items()]
         child = subprocess.Popen(
             ["/usr/bin/env", "-i", *words, sys.executable, "-m", "benchmarks.limiter_caller"],
-            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
         self.stack.callback(end, child)
         assert child.stdin is not None
         wanted = Orders(name, list(self.shops), **{"at_once": 50, **orders})
-        child.stdin.write(msgspec.json.encode(wanted).decode() + "\n")
+        child.stdin.write(msgspec.json.encode(wanted) + b"\n")
         child.stdin.flush()
         return Caller(child)
 
