@@ -220,11 +220,12 @@ def circuit_words(circuits: Sequence[OpenCircuit]) -> list[str]:
     resting = [circuit for circuit in circuits if circuit.state != "given up"]
     for source in dict.fromkeys(circuit.source for circuit in resting):
         first, *others = [circuit for circuit in resting if circuit.source == source]
+        others = [] if first.shop is None else others
         more = f" and {number(len(others))} more" if others else ""
-        who = f"all of {source}" if first.shop is None else f"{source} shop {plain(first.shop, 40)}{more}"
-        verb = "rest" if others and first.shop is not None else "rests"
+        who = f"all of {source}" if first.shop is None else f"{source} shop {plain(first.shop, 40)}"
+        verb = "rest" if others else "rests"
         why = f"{first.share:.0%} failed: {plain(first.reason, 120)}"
-        lines.append(f"{who} {verb} ({rest_words(first)}), {why}. `shopcrawl circuits` shows all")
+        lines.append(f"{who}{more} {verb} ({rest_words(first)}), {why}. `shopcrawl circuits` shows all")
     return lines
 
 
