@@ -294,6 +294,8 @@ def machine(url: str) -> type[RuleBasedStateMachine]:
                 self.rest_over()
                 self.ask_and_fail(0, shop)
             self.rest_over()
+            for _ in range(2):
+                self.ask(0, shop)
 
         @rule()
         def flush(self) -> None:
