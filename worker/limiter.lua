@@ -7,7 +7,7 @@
 -- The claim keys are made here: Celery's Redis transport has no cluster mode, so nothing is lost by not declaring them.
 
 local HORIZON = 100        -- rate slots are handed out this far ahead, so that a call can bring several
-local RATE_MARGIN = 0.985  -- keeps any sliding second under the rate although calls jitter on their way
+local RATE_MARGIN = 0.983  -- keeps any sliding second under the rate although calls jitter on their way
 local CALM_CALLS = 400     -- successes at a known-good limit before one more is tried: keeps refusals near 1 in 400
 local CALM_TIME = 30000    -- a slow API is tried again after this long
 local CONFIRM = 1.5        -- round trips without a refusal that confirm a raised limit

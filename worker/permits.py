@@ -8,8 +8,8 @@ from models.errors import ShopcrawlError
 from models.source import Credential, Limits
 from worker.limiter_call import LaneAnswer, LaneCall
 
-SLOT_LATENESS = 0.01  # a rate slot missed by more is lost: using it late would crowd a second
-SLOT_MARGIN = 0.015  # unless it is late by less than this part of the pause between slots, which they are spread by
+SLOT_LATENESS = 0.006  # a rate slot missed by more is lost: using it late would crowd a second
+SLOT_MARGIN = 0.01  # unless it is late by less than this part of the pause between slots, which they are spread by
 
 
 class DuplicateDelivery(ShopcrawlError):  # noqa: N818 - an event to act on, not a fault

@@ -240,7 +240,7 @@ def reserve(state: State, lane: LaneCall, others: list[Holder], wanted: int, now
     """Rate slots: how many, ms until the first, ms between them."""
     if not lane.rate:
         return 0, 0, 0
-    spacing = 1000 / (lane.rate * 0.985)
+    spacing = 1000 / (lane.rate * 0.983)
     first = max(min(state.slot, now + 100 + spacing), now)
     most = max(1, math.ceil(100 / spacing / (1 + sum(h.demand > 0 for h in others))))
     count = max(0, min(wanted, most, math.ceil((now + 100 - first) / spacing)))
