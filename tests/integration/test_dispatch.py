@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.crawls import ShopRequest, new_page, submit_crawl, submit_recrawl
 from models.messages import PageTask
-from models.tables import page, shop_crawl
+from models.tables import crawl, page, shop_crawl
 from producer import dispatch as dispatching
 from producer.dispatch import Dispatcher, fair_shares, oldest_due, window
 from producer.reconcile import overdue
@@ -187,12 +187,20 @@ async def test_parallel_dispatchers_never_take_one_page_twice(postgres_url: str)
 
 
 async def test_a_page_that_another_producer_is_taking_is_passed_over(postgres_url: str) -> None:
+    """Producers of one crawl take turns at its account; whoever comes second takes other pages."""
     async with engine_for(postgres_url) as engine:
         await submit(engine, "a", "b", "c")
         async with engine.begin() as other:
             first = await Dispatcher(SETTINGS).take_due(other, sources=[SOURCE], room=1, now=START)
-            second = await asyncio.wait_for(dispatch(engine), 30)
+            dispatching = asyncio.create_task(dispatch(engine))
+            waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            async with engine.connect() as watcher, asyncio.timeout(30):
+                while not await watcher.scalar(waiting):
+                    await watcher.rollback()
+                    await asyncio.sleep(0.01)
+        second = await asyncio.wait_for(dispatching, 30)
         assert [task.shop for task in first + second] == ["a", "b", "c"]
+        assert (await rows(engine, crawl))[0].reserved == 3
 
 
 async def test_the_hot_queries_use_the_indexes_made_for_them(sqlite_url: str) -> None:
