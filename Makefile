@@ -14,10 +14,10 @@ IMAGE := $(COMPILE) -c requirements/dev.txt --no-annotate --no-emit-package redi
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test fuzz lint format bench lock upgrade clean
+.PHONY: help setup demo test test-slow fuzz lint format bench lock upgrade clean
 
 help:  ## Show what can be made
-	@awk -F ':.*##' '/^[a-z]+:.*##/ { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP)  ## Create .venv and install the locked dependencies
 	@:
@@ -37,6 +37,9 @@ demo: setup  ## Crawl 1,000 simulated shops with faults, and check the result
 
 test: setup  ## Run the whole suite, or TESTS=path
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
+
+test-slow: setup  ## Run the long tests that `make test` leaves out
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow
 
 fuzz: $(FUZZER)  ## Search FUZZ=60 seconds for an answer that the decoder cannot handle
 	@$(BIN)/python -m tests.fuzz $(FUZZ)

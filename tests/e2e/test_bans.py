@@ -75,7 +75,9 @@ async def assert_stored_whole(fleet: Fleet, crawl_id: int) -> None:
     assert (await fleet.stored()).keys() == truth
 
 
-@pytest.mark.parametrize("scope", ["api", "app_api", "dynamic", "app_daily"])
+@pytest.mark.parametrize(
+    "scope", ["app_daily", *(pytest.param(scope, marks=pytest.mark.slow) for scope in ("api", "app_api", "dynamic"))]
+)
 async def test_a_ban_for_the_day_frees_every_slot_and_the_crawl_goes_on_by_itself(
     tmp_path: Path, platform: SimulatorProcess, redis_url: str, postgres_url: str, scope: str
 ) -> None:
@@ -131,6 +133,7 @@ async def test_an_operator_may_lift_a_ban(
         await assert_stored_whole(fleet, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hosted", [True, False], ids=["by another process", "by nobody"])
 async def test_an_operator_may_lift_a_ban_of_an_embedded_crawl(
     tmp_path: Path, platform: SimulatorProcess, hosted: bool

@@ -71,7 +71,7 @@ async def test_a_shop_that_is_down_for_good_costs_few_calls_and_the_others_are_c
         assert (await fleet.calls())["417"] == refused(market)
 
 
-@pytest.mark.parametrize("embedded", [True, False])
+@pytest.mark.parametrize("embedded", [False, pytest.param(True, marks=pytest.mark.slow)])
 async def test_a_shop_that_heals_is_completed_without_anybodys_doing(
     tmp_path: Path, market: SimulatorProcess, redis_url: str, postgres_url: str, embedded: bool
 ) -> None:
@@ -90,6 +90,7 @@ async def test_a_shop_that_heals_is_completed_without_anybodys_doing(
         assert fleet.run("circuits").stdout == "nothing rests\n"
 
 
+@pytest.mark.slow
 async def test_an_operator_sees_what_rests_and_need_not_wait_for_it(
     tmp_path: Path, market: SimulatorProcess, redis_url: str, postgres_url: str
 ) -> None:
@@ -111,6 +112,7 @@ async def test_an_operator_sees_what_rests_and_need_not_wait_for_it(
         assert refused(market) == calls <= BOUND
 
 
+@pytest.mark.slow
 async def test_an_outage_of_the_whole_source_costs_few_calls_and_no_page_a_try(
     tmp_path: Path, market: SimulatorProcess, redis_url: str, postgres_url: str
 ) -> None:

@@ -75,6 +75,7 @@ async def travel(fleet: SellerFleet, redis: Redis, seconds: float) -> None:
     await engine.dispose()
 
 
+@pytest.mark.slow
 async def test_short_bans_one_after_the_other_cost_only_what_was_in_flight(
     fleet: SellerFleet, platform: SimulatorProcess
 ) -> None:
@@ -87,6 +88,7 @@ async def test_short_bans_one_after_the_other_cost_only_what_was_in_flight(
     assert fleet.repeated == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scope", "lasts", "restarted"), [("app_daily", "midnight", False), ("dynamic", 30, True)])
 async def test_long_ban_gives_every_page_back_and_is_relearnt_after_redis_forgot_it(
     fleet: SellerFleet, platform: SimulatorProcess, redis_url: str, scope: str, lasts: float | str, restarted: bool

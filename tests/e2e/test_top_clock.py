@@ -31,6 +31,7 @@ def fleet_before(folder: Path, simulator: SimulatorProcess, **settings: object) 
     return SellerFleet(folder, simulator, top_window_rows=WINDOW, top_page_size=PAGE_SIZE, **limits, **settings)
 
 
+@pytest.mark.slow
 async def test_processes_in_any_time_zone_ask_for_the_same_windows(
     tmp_path: Path,
     simulator: SimulatorProcess,

@@ -47,6 +47,7 @@ async def test_two_sources_side_by_side_are_complete_whatever_heals(tmp_path: Pa
         assert arrived <= counted.total() <= arrived + counted["reset"]
 
 
+@pytest.mark.slow
 async def test_seller_that_the_platform_refuses_fails_with_its_words_and_no_other_does(tmp_path: Path) -> None:
     sellers = {"gone": 45, "odd": 45, "sound": 45}
     with SimulatorProcess(shops=0, seed=6, top=sellers) as simulator, SellerFleet(tmp_path, simulator) as fleet:
@@ -67,6 +68,7 @@ async def test_seller_that_the_platform_refuses_fails_with_its_words_and_no_othe
         await fleet.assert_stored(fleet.truth(["sound"]))
 
 
+@pytest.mark.slow
 async def test_fewer_fields_are_asked_for_where_the_wide_list_is_refused_and_take_nothing_away(tmp_path: Path) -> None:
     sellers = {"first": 300} | {f"other-{number}": 130 for number in range(12)}
     with (

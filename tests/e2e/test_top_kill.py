@@ -27,6 +27,7 @@ def simulator() -> Iterator[SimulatorProcess]:
         yield running
 
 
+@pytest.mark.slow
 async def test_killed_workers_and_an_emptied_redis_lose_nothing(
     tmp_path: Path, simulator: SimulatorProcess, postgres_url: str, redis_server: RedisServer, redis_url: str
 ) -> None:

@@ -48,6 +48,7 @@ async def test_sigterm_lets_pages_in_flight_end_and_exits_with_0(fleet: Fleet, c
     assert "Warm shutdown" in fleet.log("worker")
 
 
+@pytest.mark.slow
 async def test_own_command_starts_anew_at_sighup_with_the_same_words(fleet: Fleet) -> None:
     worker = psutil.Process(start(fleet, "own").pid)
     await fleet.until_done(1)
