@@ -32,7 +32,7 @@ $(STAMP): requirements/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: setup  ## Crawl 1,000 simulated shops with faults, and check the result
+demo: setup  ## Crawl 1,012 simulated shops of two sources with faults, and check the result
 	@$(BIN)/shopcrawl demo
 
 test: setup  ## Run the whole suite, or TESTS=path

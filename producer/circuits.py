@@ -1,20 +1,17 @@
 """The command that shows which shops and sources rest, and the one that ends their rests."""
 
-import contextlib
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
 import msgspec
 import sqlalchemy as sa
 import typer
-from redis.asyncio import Redis
 from rich.console import Console
 from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from models.broker import redis_url
 from models.circuits import OpenCircuit, open_circuits, reset_circuits
 from models.errors import UsageError
 from models.settings import Settings, load_settings
@@ -24,9 +21,7 @@ from producer import run
 from producer.console.progress import rest_words
 from producer.console.text import plain
 from producer.dispatch import READY
-from producer.local import EmbeddedRedis
-from producer.processes import FolderBusyError
-from producer.services import require_redis
+from producer.services import fleets_redis
 
 SHOPS_AT_ONCE = 1_000
 
@@ -65,24 +60,8 @@ def reset(
     sys.stdout.write(f"circuits reset: {count}\n")
 
 
-@contextlib.asynccontextmanager
-async def _fleets_redis(settings: Settings) -> AsyncIterator[Redis]:
-    """The Redis that the fleet shares: in embedded mode that of the process that hosts this folder now, or our own."""
-    with contextlib.ExitStack() as stack:
-        if settings.redis_url is not None:
-            await require_redis(settings)
-            url = redis_url(settings)
-        else:
-            embedded = EmbeddedRedis(settings.data_dir)
-            with contextlib.suppress(FolderBusyError):
-                stack.enter_context(embedded)
-            url = embedded.redis_url
-        async with Redis.from_url(url, socket_timeout=10) as redis:
-            yield redis
-
-
 async def _list(settings: Settings) -> list[OpenCircuit]:
-    async with run.database(settings), _fleets_redis(settings) as redis:
+    async with run.database(settings), fleets_redis(settings) as redis:
         return [circuit for source in source_names() for circuit in await open_circuits(redis, source)]
 
 
@@ -90,7 +69,7 @@ async def _reset(settings: Settings, sources: Sequence[str], shop: str | None) -
     """Close circuits, then make the pages due that were put back for them."""
     for source in sources:
         source_named(source)
-    async with run.database(settings) as (engine, clock), _fleets_redis(settings) as redis:
+    async with run.database(settings) as (engine, clock), fleets_redis(settings) as redis:
         found = [circuit for source in sources for circuit in await reset_circuits(redis, source, shop)]
         async with engine.begin() as connection:
             await _make_due(connection, found, clock.now())

@@ -133,7 +133,7 @@ def flower() -> None:
 
 
 def demo() -> None:
-    """Crawl 1,000 simulated shops with faults injected, and check the result against the simulator's truth."""
+    """Crawl 1,012 simulated shops with faults injected, and check the result against the simulator's truth."""
     from producer.demo import run_demo  # noqa: PLC0415 (needs the simulator, which only a checkout has)
 
     settings = load_settings()

@@ -1,8 +1,7 @@
 """The commands that show and set the limits in force."""
 
-import contextlib
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -13,7 +12,6 @@ from rich.table import Table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models import fleet, limits
-from models.broker import redis_url
 from models.database import Clock, reader
 from models.errors import UsageError
 from models.fleet import WHOLE_SOURCE, LimitState
@@ -21,9 +19,7 @@ from models.settings import Settings, load_settings
 from models.source import Limits, source_named, source_names
 from producer import run
 from producer.console.text import number, plain
-from producer.local import EmbeddedRedis
-from producer.processes import FolderBusyError
-from producer.services import require_redis
+from producer.services import fleets_redis
 
 DAY_SECONDS = 86_400
 
@@ -123,22 +119,6 @@ async def _set(settings: Settings, source: str, credential: str | None, wanted: 
             await limits.set_order(connection, source, scope, order, clock.now())
         await fleet.set_order(redis, source, scope, order)
     return order
-
-
-@contextlib.asynccontextmanager
-async def fleets_redis(settings: Settings) -> AsyncIterator[Redis]:
-    """The Redis that the fleet shares: in embedded mode that of the process that hosts this folder now, or our own."""
-    with contextlib.ExitStack() as stack:
-        if settings.redis_url is not None:
-            await require_redis(settings)
-            url = redis_url(settings)
-        else:
-            embedded = EmbeddedRedis(settings.data_dir)
-            with contextlib.suppress(FolderBusyError):
-                stack.enter_context(embedded)
-            url = embedded.redis_url
-        async with Redis.from_url(url, socket_timeout=10) as redis:
-            yield redis
 
 
 async def _list(settings: Settings) -> list[LimitLine]:

@@ -35,7 +35,7 @@ from producer.local import EmbeddedRedis, WorkerProcesses
 from producer.loop import Producer
 from producer.outlook import outlook, permits
 from producer.processes import FolderBusyError
-from producer.services import bring_up_to_date, explained, make_folder, open_engine, require_redis
+from producer.services import bring_up_to_date, explained, fleets_redis, make_folder, open_engine, require_redis
 
 EMBEDDED_LOCK = 7468
 TAKE_OVER_SECONDS = 2.0
@@ -254,21 +254,10 @@ async def set_budget(settings: Settings, crawl_id: int, caps: Budget) -> None:
 
 async def _lift_bans(settings: Settings) -> list[str]:
     """Lift every ban; returns the sources that had one."""
-    if settings.redis_url is not None:
-        return await _lift_in(redis_url(settings))
-    embedded = EmbeddedRedis(settings.data_dir)
-    try:
-        with embedded:
-            return await _lift_in(embedded.redis_url)
-    except FolderBusyError:  # the Redis of the process that hosts this folder now, if it is where it usually is
-        with contextlib.suppress(RedisError):
-            return await _lift_in(embedded.redis_url)
-        return []
-
-
-async def _lift_in(url: str) -> list[str]:
-    async with Redis.from_url(url, socket_timeout=10) as redis:
-        return [source for source in source_names() if await fleet.lift_bans(redis, source)]
+    with contextlib.suppress(RedisError):  # an embedded one that is just going away
+        async with fleets_redis(settings) as redis:
+            return [source for source in source_names() if await fleet.lift_bans(redis, source)]
+    return []
 
 
 async def _limits(settings: Settings) -> tuple[list[fleet.LimitState], list[OpenCircuit]]:

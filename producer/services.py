@@ -2,6 +2,7 @@
 
 import contextlib
 import sqlite3
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from alembic.util import CommandError
@@ -14,6 +15,8 @@ from models.broker import redis_url
 from models.database import create_engine, is_postgresql, require_schema, unavailable, upgrade
 from models.errors import UnavailableError, UsageError
 from models.settings import Settings
+from producer.local import EmbeddedRedis
+from producer.processes import FolderBusyError
 
 
 def make_folder(path: Path) -> None:
@@ -60,6 +63,22 @@ async def require_redis(settings: Settings) -> None:
             await redis.ping()
         except (RedisError, OSError) as error:
             raise redis_unavailable(error) from None
+
+
+@contextlib.asynccontextmanager
+async def fleets_redis(settings: Settings) -> AsyncIterator[Redis]:
+    """The Redis that the fleet shares: in embedded mode that of the process that hosts this folder now, or our own."""
+    with contextlib.ExitStack() as stack:
+        if settings.redis_url is not None:
+            await require_redis(settings)
+            url = redis_url(settings)
+        else:
+            embedded = EmbeddedRedis(settings.data_dir)
+            with contextlib.suppress(FolderBusyError):
+                stack.enter_context(embedded)
+            url = embedded.redis_url
+        async with Redis.from_url(url, socket_timeout=10) as redis:
+            yield redis
 
 
 def redis_unavailable(error: BaseException) -> UnavailableError:

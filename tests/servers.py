@@ -208,6 +208,7 @@ class RedisServer(Server):
     def _answers(self) -> bool:
         try:
             with self.client() as client:
+                client.ping()  # refused while it loads its data
                 return bool(client.info("server")["process_id"] == self.pid)  # not somebody else's Redis on this port
         except (redis.ConnectionError, redis.TimeoutError):
             return False

@@ -107,6 +107,7 @@ async def test_a_ban_for_the_day_frees_every_slot_and_the_crawl_goes_on_by_itsel
         assert "top goes on" in fleet.log("producer")
 
 
+@pytest.mark.slow
 async def test_bans_of_a_second_or_two_are_waited_out_in_place(tmp_path: Path, platform: SimulatorProcess) -> None:
     ban(platform, "api", 1, times=3)
     with fleet_before(tmp_path, platform) as fleet:
@@ -116,6 +117,7 @@ async def test_bans_of_a_second_or_two_are_waited_out_in_place(tmp_path: Path, p
         await assert_stored_whole(fleet, 1)
 
 
+@pytest.mark.slow
 async def test_an_operator_may_lift_a_ban(
     tmp_path: Path, platform: SimulatorProcess, redis_url: str, postgres_url: str
 ) -> None:

@@ -16,16 +16,16 @@ from tests.simulator.process import SimulatorProcess
 
 pytestmark = pytest.mark.e2e
 
-BUDGET = 300
+BUDGET = 200
 WORKERS = ("worker-1", "worker-2")
 LIMITS: dict[str, Any] = {"concurrency": 20, "tmapi_concurrency_start": 40, "tmapi_concurrency_max": 40}
 
 
 @pytest.fixture
 def simulator() -> Iterator[SimulatorProcess]:
-    """About 400 pages, slow and often failing: calls are in flight whenever a worker dies."""
+    """About 260 pages, slow and often failing: calls are in flight whenever a worker dies."""
     faults = {"417": 0.1, "500": 0.05, "empty": 0.02}
-    options = {"profile": "uniform", "shops": 60, "items_min": 60, "items_max": 200, "latency": 0.3}
+    options = {"profile": "uniform", "shops": 40, "items_min": 60, "items_max": 200, "latency": 0.3}
     with SimulatorProcess(seed=5, token=TOKEN, **options) as running:
         running.script({"set": {"faults": faults}})
         yield running
@@ -61,8 +61,8 @@ async def test_workers_killed_at_random_never_make_a_call_beyond_the_budget(
 ) -> None:
     done = fleet.run("crawl", str(fleet.shops_file()), "--no-follow", "--json", "--max-calls", str(BUDGET))
     crawl_id = int(json.loads(done.stdout)["crawl_id"])
-    for kill, name in zip(range(1, 5), itertools.cycle(WORKERS)):
-        await fleet.until_done(25 * kill)
+    for kill, name in zip(range(1, 4), itertools.cycle(WORKERS)):
+        await fleet.until_done(20 * kill)
         fleet.kill(name)
         fleet.worker(name)
     await until_waiting(fleet, crawl_id)
@@ -90,7 +90,7 @@ async def test_an_emptied_redis_does_not_lift_a_budget(
 ) -> None:
     done = fleet.run("crawl", str(fleet.shops_file()), "--no-follow", "--json", "--max-calls", str(BUDGET))
     crawl_id = int(json.loads(done.stdout)["crawl_id"])
-    for share in (50, 100):
+    for share in (40, 80):
         await fleet.until_done(share)
         with redis_server.client() as client:
             client.flushall()

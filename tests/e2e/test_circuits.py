@@ -71,7 +71,8 @@ async def test_a_shop_that_is_down_for_good_costs_few_calls_and_the_others_are_c
         assert (await fleet.calls())["417"] == refused(market)
 
 
-@pytest.mark.parametrize("embedded", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("embedded", [True, False])
 async def test_a_shop_that_heals_is_completed_without_anybodys_doing(
     tmp_path: Path, market: SimulatorProcess, redis_url: str, postgres_url: str, embedded: bool
 ) -> None:

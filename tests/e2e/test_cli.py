@@ -285,6 +285,7 @@ async def test_up_works_on_what_other_processes_of_the_folder_ask_for(tmp_path: 
 
 def test_small_demo_finds_its_store_equal_to_the_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("producer.demo.SHOPS", 12)
+    monkeypatch.setattr("producer.demo.SELLERS", {"seller": 450})
     monkeypatch.setattr("producer.demo.LATENCY", 0.01)
     done = run_here(tmp_path, "demo", env={"data_dir": tmp_path / "data"})
     assert (done.code, done.out) == (0, ""), done.err

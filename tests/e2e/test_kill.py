@@ -128,6 +128,7 @@ async def test_postgresql_restarted_at_once_loses_nothing(
     await assert_survived(fleet, crawl_id, most_repeats=SLOTS)
 
 
+@pytest.mark.slow
 async def test_embedded_worker_killed_five_times_is_started_again_and_loses_nothing(
     tmp_path: Path, simulator: SimulatorProcess
 ) -> None:

@@ -66,6 +66,7 @@ def refusals(simulator: SimulatorProcess) -> int:
     return int(simulator.calls()["outcomes"]["439"])
 
 
+@pytest.mark.slow
 async def test_limits_are_set_while_a_crawl_runs_and_hold_after_a_restart(tmp_path: Path) -> None:
     with (
         simulated(token=TOKEN, latency=0.3) as simulator,

@@ -146,6 +146,7 @@ def test_its_pages_are_read_to_the_end_and_its_errors_lead_to_our_reactions(comm
     assert refused.returncode == 2 and "means nothing to shelf" in refused.stderr
 
 
+@pytest.mark.slow
 def test_its_windows_of_time_are_cut_and_its_shops_wait_for_sessions(command: Command, shelf: Shelf) -> None:
     shelf.sessions.add(SESSION)
     shops = f"shop,source,session\none,timed-shelf,{SESSION}\ntwo,timed-shelf,stale-session\n"
