@@ -29,6 +29,7 @@ def limits(fleet: Fleet) -> dict[str, dict[str, Any]]:
     return {line["credential"]: line for line in json.loads(shown.stdout) if line["source"] == "tmapi"}
 
 
+@pytest.mark.slow
 async def test_one_credential_is_tried_again_with_one_page_and_the_others_stay_parked(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"probe_interval": 3600, "tmapi_concurrency_max": 5, "tmapi_tokens": f"{TOKEN},{OTHER}"}
     both = {"token": [TOKEN, OTHER], "balance": BALANCE}

@@ -91,6 +91,7 @@ async def test_refused_credential_stops_the_calls_and_resume_continues(
         assert fleet.repeated == 0
 
 
+@pytest.mark.slow
 async def test_slow_probe_finds_out_by_itself_that_the_account_is_topped_up(tmp_path: Path) -> None:
     with (
         simulated(latency=0.1, balance=100) as simulator,

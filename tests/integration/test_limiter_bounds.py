@@ -88,7 +88,15 @@ async def test_two_processes_make_exactly_the_calls_of_a_day(redis: Redis, start
         return not await fleet.bans(redis, SOURCE)
 
     await until(lifted)
-    assert await use_up(limiters, more) == 5
+    made = 0
+
+    async def has_made_five() -> bool:  # each process learns of it with its own next call
+        nonlocal made
+        made += await use_up(limiters, more)
+        return made >= 5
+
+    await until(has_made_five)
+    assert made + await use_up(limiters, more) == 5
 
 
 async def test_a_flushed_redis_is_told_how_much_of_the_day_is_used(redis: Redis, start: Start) -> None:
