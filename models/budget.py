@@ -1,6 +1,6 @@
 """Budgets in the ledger: calls are reserved before they are made, and settled by what became of them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -41,6 +41,16 @@ class Refused(msgspec.Struct, frozen=True):
     until: datetime | None
 
 
+def utc_day(now: datetime) -> str:
+    """The day that budgets count this moment to."""
+    return f"{now.astimezone(UTC):%Y-%m-%d}"
+
+
+def next_day(now: datetime) -> datetime:
+    """When the next day of budgets begins; never on a whole second, whose shorter text would sort wrongly on SQLite."""
+    return (now.astimezone(UTC) + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=1)
+
+
 def daily_caps(settings: Settings) -> DailyCaps:
     """Each source's caps."""
     return {name: source_named(name).daily_caps(settings) for name in source_names()}
@@ -49,7 +59,12 @@ def daily_caps(settings: Settings) -> DailyCaps:
 def keys_of(task: PageTask, now: datetime) -> Keys:
     """The accounts of a page's calls made now."""
     shop = f"shop:{task.shop_crawl_id}" if task.options.get("max_calls") else ""
-    return Keys(shop, f"crawl:{task.crawl_id}", f"day:{now.astimezone(UTC):%Y-%m-%d}:{task.source}")
+    return Keys(shop, f"crawl:{task.crawl_id}", f"day:{utc_day(now)}:{task.source}")
+
+
+def _shop_caps(tasks: Iterable[PageTask]) -> dict[str, int]:
+    """The budgets that shops have of their own, by account."""
+    return {f"shop:{task.shop_crawl_id}": int(task.options.get("max_calls") or 0) for task in tasks}
 
 
 async def reserve(
@@ -57,8 +72,8 @@ async def reserve(
 ) -> list[Refused | None]:
     """Reserve one call for each page, in order; for each None, or why it may not be made."""
     keys = [keys_of(task, now) for task in tasks]
-    shops = {f"shop:{task.shop_crawl_id}": int(task.options.get("max_calls") or 0) for task in tasks}
-    before = await lock_accounts(connection, {key for each in keys for key in each.all}, daily_caps(settings), shops)
+    shops, caps = _shop_caps(tasks), daily_caps(settings)
+    before = await lock_accounts(connection, {key for each in keys for key in each.all}, caps, shops)
     prices = {source: source_named(source).prices(settings).highest for source in {task.source for task in tasks}}
     wishes = [Wish(each.all, prices[task.source]) for each, task in zip(keys, tasks, strict=True)]
     forbidden, after = grant(wishes, before)
@@ -68,8 +83,7 @@ async def reserve(
 
 def refusal(key: str, account: Account, now: datetime) -> Refused:
     """What a reached cap means for a page."""
-    tomorrow = (now.astimezone(UTC) + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=1)
-    return Refused(f"budget of {account.words}", tomorrow if key.startswith("day:") else None)
+    return Refused(f"budget of {account.words}", next_day(now) if key.startswith("day:") else None)
 
 
 async def lock_accounts(
@@ -105,11 +119,13 @@ async def _lock(connection: AsyncConnection, table: sa.Table, ids: Sequence[int]
 async def _lock_day(connection: AsyncConnection, day: str, source: str, credential: str = "") -> tuple[int, Decimal]:
     row = {"day": day, "source": source, "credential": credential}
     await insert_rows(connection, daily_use, [row], conflict="ON CONFLICT DO NOTHING")
-    mine = sa.select(daily_use.c.reserved, daily_use.c.spend).with_for_update()
-    for name, value in row.items():
-        mine = mine.where(daily_use.c[name] == value)
-    reserved, spend = (await connection.execute(mine)).one()
+    mine = sa.select(daily_use.c.reserved, daily_use.c.spend).where(_of_day(day, source, credential))
+    reserved, spend = (await connection.execute(mine.with_for_update())).one()
     return reserved, spend
+
+
+def _of_day(day: str, source: str, credential: str) -> sa.ColumnElement[bool]:
+    return (daily_use.c.day == day) & (daily_use.c.source == source) & (daily_use.c.credential == credential)
 
 
 async def write_accounts(
@@ -127,9 +143,8 @@ async def write_accounts(
         await query_rows(connection, f'{sql} WHERE "{table.name}".id = r.id', columns, rows)
     for key in sorted(key for key in changed if key.startswith("day:")):
         _, day, source = key.split(":", 2)
-        mine = (daily_use.c.day == day) & (daily_use.c.source == source) & (daily_use.c.credential == "")
         values = {"reserved": changed[key].calls, "spend": changed[key].spend}
-        await connection.execute(sa.update(daily_use).where(mine).values(values))
+        await connection.execute(sa.update(daily_use).where(_of_day(day, source, "")).values(values))
 
 
 class Settlement(msgspec.Struct, frozen=True):
@@ -159,7 +174,7 @@ async def settle(
     if not unusual:
         return [None] * len(settlements)
     keys = {id(each): keys_of(each.task, now) for each in unusual}
-    shops = {f"shop:{each.task.shop_crawl_id}": int(each.task.options.get("max_calls") or 0) for each in unusual}
+    shops = _shop_caps(each.task for each in unusual)
     before = await lock_accounts(connection, {key for each in keys.values() for key in each.all}, caps, shops)
     settled = dict(before)
     for each in unusual:
@@ -180,7 +195,7 @@ async def take_credits(
 
     The less is left, the fewer are taken at once: what a dead worker had taken is lost for the day.
     """
-    day = f"{now.astimezone(UTC):%Y-%m-%d}"
+    day = utc_day(now)
     reserved, _ = await _lock_day(connection, day, source, credential)
     left = max(0, cap - reserved)
     granted = min(wanted, left, max(1, left // 32))
@@ -194,8 +209,8 @@ async def return_credits(connection: AsyncConnection, day: str, source: str, cre
 
 
 async def _add_to_day(connection: AsyncConnection, day: str, source: str, credential: str, calls: int) -> None:
-    mine = (daily_use.c.day == day) & (daily_use.c.source == source) & (daily_use.c.credential == credential)
-    await connection.execute(sa.update(daily_use).where(mine).values(reserved=daily_use.c.reserved + calls))
+    mine = sa.update(daily_use).where(_of_day(day, source, credential))
+    await connection.execute(mine.values(reserved=daily_use.c.reserved + calls))
 
 
 async def raise_caps(

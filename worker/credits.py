@@ -1,7 +1,6 @@
 """A credential's daily budget, taken from the ledger in small blocks before calls are made."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -21,7 +20,7 @@ class Credits:
 
     async def take(self, source: str, credential: str) -> bool:
         """Take one call; False when the day's budget is used up. Raises SQLAlchemyError."""
-        key = (f"{self._clock.now().astimezone(UTC):%Y-%m-%d}", source, credential)
+        key = (budget.utc_day(self._clock.now()), source, credential)
         if not self._left.get(key):
             async with self._taking:
                 if not self._left.get(key):
@@ -46,10 +45,5 @@ class Credits:
 
     def seconds_left(self) -> float:
         """Seconds until the next day begins (UTC)."""
-        return seconds_to_midnight(self._clock.now())
-
-
-def seconds_to_midnight(now: datetime) -> float:
-    """Seconds until the next day begins (UTC)."""
-    today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    return (today + timedelta(days=1) - now).total_seconds()
+        now = self._clock.now()
+        return (budget.next_day(now) - now).total_seconds()
