@@ -11,7 +11,8 @@ import aiohttp
 import pytest
 
 from tests.simulator.app import Simulator
-from tests.simulator.top.client import METHOD, WRAPPER, Client, sign
+from tests.simulator.top.client import WRAPPER, Client, sign
+from tests.top_vectors import CHINESE, CHINESE_SIGNS
 
 GMT8 = timezone(timedelta(hours=8))
 
@@ -55,35 +56,16 @@ async def test_query_and_form_are_merged_and_chinese_text_is_signed_as_utf8(clie
 
 
 async def test_the_published_chinese_vector_passes_the_gateway() -> None:
-    params = {
-        "method": METHOD,
-        "app_key": "12345678",
-        "session": "test",
-        "timestamp": "2016-01-01 12:00:00",
-        "format": "json",
-        "v": "2.0",
-        "fields": "num_iid,title",
-        "q": "项链",
-        "page_no": "1",
-        "page_size": "200",
-        "order_by": "modified:asc",
-        "simplify": "true",
-    }
-    signs = {
-        "md5": "9317FC5EECF636377CA79463C4DC40EF",
-        "hmac": "87437D3781EAA0EC2194DA21A0387625",
-        "hmac-sha256": "A7602135361B24B6E576C49993BD0C1EDD40057A4D1B8099354B30CAED1A8D6A",
-    }
     async with (
         Simulator(shops=0, top={"a": {"items": 100, "session": "test"}}) as sim,
         aiohttp.ClientSession() as http,
     ):
         client = Client(sim, http)
         await client.control("POST", "clock", {"set": "2016-01-01T12:00:00"})
-        for method, wanted in signs.items():
-            _, _, text = await client.raw(params | {"sign_method": method, "sign": wanted})
+        for method, wanted in CHINESE_SIGNS.items():
+            _, _, text = await client.raw(CHINESE | {"sign_method": method, "sign": wanted})
             assert all("项链" in row["title"] for row in json.loads(text)["items"])
-            _, _, text = await client.raw(params | {"sign_method": method, "sign": wanted, "q": "手链"})
+            _, _, text = await client.raw(CHINESE | {"sign_method": method, "sign": wanted, "q": "手链"})
             assert json.loads(text)["error_response"]["code"] == 25
 
 

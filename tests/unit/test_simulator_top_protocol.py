@@ -11,70 +11,20 @@ from tests.simulator.switches import merged
 from tests.simulator.top.answers import Style, page_body, style_of
 from tests.simulator.top.bans import BanOrder, Bans
 from tests.simulator.top.errors import TopError, error_of
-from tests.simulator.top.protocol import METHOD, authenticate, parse_query
+from tests.simulator.top.protocol import authenticate, parse_query
 from tests.simulator.top.sessions import Grant, Sessions
 from tests.simulator.top.sign import is_signed, signature
 from tests.simulator.top.switches import TopSwitches
+from tests.top_vectors import CHINESE, KNOWN, PUBLISHED
 
 NOW = from_china("2016-01-01 12:00:00")
-V1 = {
-    "method": "taobao.item.seller.get",
-    "app_key": "12345678",
-    "session": "test",
-    "timestamp": "2016-01-01 12:00:00",
-    "format": "json",
-    "v": "2.0",
-    "sign_method": "md5",
-    "fields": "num_iid,title,nick,price,num",
-    "num_iid": "11223344",
-}
-V2 = {
-    "method": "taobao.user.seller.get",
-    "timestamp": "2013-05-06 13:52:03",
-    "format": "xml",
-    "app_key": "test",
-    "v": "2.0",
-    "fields": "nick",
-    "sign_method": "md5",
-    "session": "test",
-}
-V4 = {
-    "method": METHOD,
-    "app_key": "12345678",
-    "session": "test",
-    "timestamp": "2016-01-01 12:00:00",
-    "format": "json",
-    "v": "2.0",
-    "fields": "num_iid,title",
-    "q": "项链",
-    "page_no": "1",
-    "page_size": "200",
-    "order_by": "modified:asc",
-    "simplify": "true",
-}
 
 
-@pytest.mark.parametrize(
-    ("params", "secret", "sign"),
-    [
-        (V1, "helloworld", "66987CB115214E59E6EC978214934FB8"),
-        (V1 | {"sign_method": "hmac"}, "helloworld", "D56D7858309C31B6251083A874D48273"),
-        (
-            V1 | {"sign_method": "hmac-sha256"},
-            "helloworld",
-            "04DB15AD0774D5CFCE2C837DE43E3FCEA9011ED74F3038FB6AB5F3C4CEA119E8",
-        ),
-        (V2, "test", "72CB4D809B375A54502C09360D879C64"),
-        (V4 | {"sign_method": "md5"}, "helloworld", "9317FC5EECF636377CA79463C4DC40EF"),
-        (V4 | {"sign_method": "hmac"}, "helloworld", "87437D3781EAA0EC2194DA21A0387625"),
-        (
-            V4 | {"sign_method": "hmac-sha256"},
-            "helloworld",
-            "A7602135361B24B6E576C49993BD0C1EDD40057A4D1B8099354B30CAED1A8D6A",
-        ),
-    ],
-)
-def test_known_signatures_pass_and_any_change_fails(params: dict[str, str], secret: str, sign: str) -> None:
+@pytest.mark.parametrize(("params", "secret", "method", "sign"), KNOWN)
+def test_known_signatures_pass_and_any_change_fails(
+    params: dict[str, str], secret: str, method: str, sign: str
+) -> None:
+    params = params | {"sign_method": method}
     assert is_signed(params | {"sign": sign}, secret)
     assert not is_signed(params | {"sign": sign, "fields": "num_iid"}, secret)
     assert not is_signed(params | {"sign": sign.lower()}, secret)
@@ -82,8 +32,8 @@ def test_known_signatures_pass_and_any_change_fails(params: dict[str, str], secr
 
 
 def test_an_unknown_sign_method_fits_no_signature() -> None:
-    assert signature(V1, "helloworld", "sha1") is None
-    assert not is_signed(V1 | {"sign_method": "sha1", "sign": ""}, "helloworld")
+    assert signature(PUBLISHED, "helloworld", "sha1") is None
+    assert not is_signed(PUBLISHED | {"sign_method": "sha1", "sign": ""}, "helloworld")
 
 
 @pytest.fixture
@@ -96,7 +46,7 @@ def sessions() -> Sessions:
 
 
 def signed(**changes: str | None) -> dict[str, str]:
-    values: dict[str, str | None] = {**V4, "sign_method": "md5", **changes}
+    values: dict[str, str | None] = {**CHINESE, "sign_method": "md5", **changes}
     params = {name: value for name, value in values.items() if value is not None}
     return {"sign": str(signature(params, "helloworld", params.get("sign_method") or "md5"))} | params
 
