@@ -1,12 +1,10 @@
 """Circuits in a real Redis: several processes against a plain model, races, moving time, and what an operator does."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -61,12 +59,6 @@ async def fail_until_at_rest(circuits: Circuits, shop: int) -> Stop:
         if stop is not None:
             return stop
     raise AssertionError("it never came to rest")
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url) as client:
-        yield client
 
 
 async def test_many_faults_at_once_from_several_processes_are_all_counted(redis: Redis) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import pytest
@@ -18,27 +18,6 @@ ONE, TWO = Credential("one", "canary-one"), Credential("two", "canary-two")
 FOUR = Limits(rate=0, start=4, floor=4, ceiling=4)
 
 Start = Callable[..., Awaitable[Limiter]]
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-async def start(redis: Redis) -> AsyncIterator[Start]:
-    """Start limiters as different processes would have them; all are stopped at the end."""
-    started: list[Limiter] = []
-
-    async def start_one(process: str, lease: float = 10.0, beat: float = 0.2) -> Limiter:
-        limiter = Limiter(redis, process=process, lease=lease, beat=beat)
-        await limiter.start()
-        started.append(limiter)
-        return limiter
-
-    yield start_one
-    await asyncio.gather(*(limiter.stop() for limiter in started))
 
 
 async def take(

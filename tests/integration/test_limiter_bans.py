@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -22,27 +22,6 @@ SELDOM = 60.0
 """A beat so slow that whatever spreads sooner was told."""
 
 Start = Callable[..., Awaitable[Limiter]]
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-async def start(redis: Redis) -> AsyncIterator[Start]:
-    """Start limiters as different processes would have them; all are stopped at the end."""
-    started: list[Limiter] = []
-
-    async def start_one(process: str, *, beat: float = 0.2, patience: float = 5.0) -> Limiter:
-        limiter = Limiter(redis, process=process, beat=beat, patience=patience)
-        await limiter.start()
-        started.append(limiter)
-        return limiter
-
-    yield start_one
-    await asyncio.gather(*(limiter.stop() for limiter in started))
 
 
 async def take(

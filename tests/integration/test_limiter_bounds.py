@@ -1,7 +1,7 @@
 """Bounds that hold for the whole fleet: calls of a day, and what an operator has set while it runs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 from redis.asyncio import Redis
@@ -16,27 +16,8 @@ ONE = Credential("one", "canary-one")
 DAILY = 60
 LIMITS = Limits(rate=0, start=8, floor=1, ceiling=64)
 
+BEAT = 0.3
 Start = Callable[..., Awaitable[Limiter]]
-
-
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url) as client:
-        yield client
-
-
-@pytest.fixture
-async def start(redis: Redis) -> AsyncIterator[Start]:
-    started: list[Limiter] = []
-
-    async def start_one(process: str, beat: float = 0.3) -> Limiter:
-        limiter = Limiter(redis, process=process, beat=beat)
-        await limiter.start()
-        started.append(limiter)
-        return limiter
-
-    yield start_one
-    await asyncio.gather(*(limiter.stop() for limiter in started))
 
 
 async def take(limiter: Limiter, limits: Limits) -> Permit:
@@ -75,7 +56,7 @@ async def use_up(limiters: list[Limiter], limits: Limits) -> int:
 
 
 async def test_two_processes_make_exactly_the_calls_of_a_day(redis: Redis, start: Start) -> None:
-    limiters = [await start("a"), await start("b")]
+    limiters = [await start("a", beat=BEAT), await start("b", beat=BEAT)]
     daily = Limits(rate=0, start=8, floor=1, ceiling=64, per_day=DAILY)
     assert await use_up(limiters, daily) == DAILY
     (ban,) = await fleet.bans(redis, SOURCE)
@@ -100,7 +81,7 @@ async def test_two_processes_make_exactly_the_calls_of_a_day(redis: Redis, start
 
 
 async def test_a_flushed_redis_is_told_how_much_of_the_day_is_used(redis: Redis, start: Start) -> None:
-    limiter = await start("a")
+    limiter = await start("a", beat=BEAT)
     daily = Limits(rate=0, start=8, floor=1, ceiling=64, per_day=DAILY)
     for _ in range(20):
         (await take(limiter, daily)).release(ok=True, throttled=False)
@@ -109,7 +90,7 @@ async def test_a_flushed_redis_is_told_how_much_of_the_day_is_used(redis: Redis,
 
 
 async def test_what_an_operator_sets_holds_in_every_process_at_once(redis: Redis, start: Start) -> None:
-    limiters = [await start("a"), await start("b")]
+    limiters = [await start("a", beat=BEAT), await start("b", beat=BEAT)]
     held = [await take(limiter, LIMITS) for limiter in limiters for _ in range(3)]
     await fleet.set_order(redis, SOURCE, "one", {"concurrency": 2})
     for permit in held:
@@ -130,7 +111,7 @@ async def test_what_an_operator_sets_holds_in_every_process_at_once(redis: Redis
 
 
 async def test_a_slow_rate_that_is_raised_does_not_hold_up_the_next_call(redis: Redis, start: Start) -> None:
-    limiter = await start("a")
+    limiter = await start("a", beat=BEAT)
     slow = Limits(rate=0.01, start=8, floor=8, ceiling=8)
     (await take(limiter, slow)).release(ok=True, throttled=False)
     waiting, calls = asyncio.create_task(take(limiter, slow)), limiter.calls

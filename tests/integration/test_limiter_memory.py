@@ -29,12 +29,6 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
         yield engine
 
 
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    async with Redis.from_url(redis_url) as client:
-        yield client
-
-
 async def refused_at(redis: Redis, calls: int) -> None:
     """One process comes, makes so many calls at once, the last of them is refused, and it goes."""
     limiter = Limiter(redis, process="a", beat=0.2)

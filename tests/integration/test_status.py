@@ -54,14 +54,6 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     await engine.dispose()
 
 
-@pytest.fixture
-async def redis(redis_url: str) -> AsyncIterator[Redis]:
-    """A client of an empty Redis."""
-    redis = Redis.from_url(redis_url)
-    yield redis
-    await redis.aclose()
-
-
 async def start(engine: AsyncEngine, keys: Sequence[str] = tuple(SIZES), *, now: datetime = NOW) -> int:
     async with engine.begin() as connection:
         return (
