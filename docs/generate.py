@@ -41,6 +41,8 @@ def _default(value: Any) -> str:
         return ""
     if isinstance(value, SecretStr):
         raise TypeError("a secret must not have a default")
+    if isinstance(value, tuple):
+        return f"`{','.join(value)}`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

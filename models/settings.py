@@ -12,6 +12,23 @@ from models.billing import parse_prices
 from models.errors import UsageError
 
 SECRETS_DIR = Path("/run/secrets")
+TRACKED_FIELDS = (
+    "title",
+    "status",
+    "price",
+    "drop_ship_price",
+    "wholesale_price",
+    "origin_price",
+    "agent_price",
+    "unit",
+    "quantity_begin",
+    "stock",
+    "category_id",
+    "category_path",
+    "category_name",
+    "image",
+    "images",
+)
 
 
 class Settings(BaseSettings):
@@ -105,6 +122,24 @@ class Settings(BaseSettings):
     sticky_rest: float = Field(60, gt=0, description="first rest, after which one page is tried; doubles each time")
     sticky_rest_cap: float = Field(3600, gt=0, description="longest rest")
 
+    tracked_fields: Annotated[tuple[str, ...], NoDecode] = Field(
+        TRACKED_FIELDS, description="item fields of which each change is kept, comma-separated"
+    )
+    sales_retention: float = Field(400, ge=0, description="days that sales figures are kept; 0: for ever")
+    second_pass_share: float = Field(
+        0.2, ge=0, le=5, description="calls of a second pass over a shop, as a share of its pages; 0: none is made"
+    )
+    second_pass_calls: int = Field(
+        5, ge=0, description="calls of a second pass that a small shop may take all the same"
+    )
+    shrink_guard: float = Field(
+        0.3, gt=0, le=1, description="share of its items that a shop may lose at once without being suspect; 1: any"
+    )
+    gone_after: int = Field(
+        2, ge=1, le=100, description="complete crawls without an item after which it counts as gone"
+    )
+    webhook_timeout: float = Field(10, gt=0, description="longest delivery of changes to a subscriber")
+
     connect_timeout: float = Field(10, gt=0, description="time to connect")
     read_timeout: float = Field(65, gt=0, description="longest silence inside an answer")
     total_timeout: float = Field(90, gt=0, description="longest whole call; the vendor asks for 60 or more")
@@ -126,9 +161,9 @@ class Settings(BaseSettings):
     flower_password: SecretStr | None = Field(None, description="Flower's password; needed off loopback")
     allow_root: bool = Field(False, description="let the worker, producer and Flower services run as root")
 
-    @field_validator("tmapi_tokens", "secret_key", mode="before")
+    @field_validator("tmapi_tokens", "secret_key", "tracked_fields", mode="before")
     @classmethod
-    def _split_tokens(cls, value: object) -> object:
+    def _split_list(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value

@@ -1,79 +1,13 @@
-"""The tables of the ledger (crawl, shop crawl, page, call) and of the store (shop, item, page body)."""
-
-from datetime import UTC, datetime
-from decimal import Decimal
-from typing import Any
+"""The tables of the ledger: what is to be done, and what became of it."""
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.engine import Dialect
-from sqlalchemy.types import TypeDecorator
 
-NAMING = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-    "pk": "pk_%(table_name)s",
-}
-metadata = sa.MetaData(naming_convention=NAMING)
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime; SQLite, which has no such type, keeps it as ISO 8601 text."""
-
-    impl = sa.DateTime
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> Any:
-        return dialect.type_descriptor(sa.DateTime(timezone=True) if dialect.name == "postgresql" else sa.Text())
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
-        if value is None or dialect.name == "postgresql":
-            return value and value.astimezone(UTC)
-        return utc_text(value)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:  # noqa: ARG002 (the base's signature)
-        return datetime.fromisoformat(value).astimezone(UTC) if isinstance(value, str) else value
-
-
-def utc_text(value: datetime) -> str:
-    """The text that SQLite keeps of a time: the one by which JSON rows carry it too."""
-    return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-class Money(TypeDecorator[Decimal]):
-    """An exact decimal: NUMERIC on PostgreSQL, decimal text on SQLite, which would otherwise round it to a float."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> Any:
-        return dialect.type_descriptor(sa.Numeric(20, 6) if dialect.name == "postgresql" else sa.Text())
-
-    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
-        return value if value is None or dialect.name == "postgresql" else format(value, "f")
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:  # noqa: ARG002 (the base's signature)
-        return None if value is None else Decimal(value)
-
-
-BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")  # SQLite numbers rows by itself only for INTEGER keys
-Json = sa.JSON(none_as_null=True).with_variant(postgresql.JSONB(none_as_null=True), "postgresql")
-Key = sa.Text(collation="C").with_variant(sa.Text(), "sqlite")  # byte order: cheap to compare, the same everywhere
-
-
-def _id() -> sa.Column[int]:
-    return sa.Column("id", BigId, sa.Identity(always=False), primary_key=True)
-
-
-def _count(name: str, comment: str | None = None) -> sa.Column[int]:
-    return sa.Column(name, sa.BigInteger(), nullable=False, server_default="0", comment=comment)
-
+from models.tables.types import BigId, Json, Key, Money, UtcDateTime, count_column, id_column, metadata
 
 crawl = sa.Table(
     "crawl",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("kind", sa.Text, nullable=False, comment="crawl or recrawl"),
     sa.Column("state", sa.Text, nullable=False, comment="running, waiting (for sessions) or finished"),
     sa.Column(
@@ -83,7 +17,7 @@ crawl = sa.Table(
     sa.Column("options", Json, nullable=False),
     sa.Column("max_calls", sa.BigInteger, comment="budget of calls"),
     sa.Column("max_spend", Money, comment="budget of money"),
-    _count("reserved", "calls reserved: settled, in flight, or never heard of again"),
+    count_column("reserved", "calls reserved: settled, in flight, or never heard of again"),
     sa.Column("spend", Money, nullable=False, server_default="0", comment="money reserved or spent"),
     sa.Column("reason", sa.Text, comment="what it waits for"),
     sa.Column("created_at", UtcDateTime, nullable=False),
@@ -94,25 +28,29 @@ crawl = sa.Table(
 shop = sa.Table(
     "shop",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("source", Key, nullable=False),
     sa.Column("key", Key, nullable=False),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("watermark", UtcDateTime, comment="changes up to then are in the store: the end of its last whole crawl"),
+    sa.Column("baseline_at", UtcDateTime, comment="its first complete crawl: items first seen later are new"),
+    sa.Column("known_items", sa.BigInteger, comment="items that its last accepted whole crawl showed"),
+    sa.Column("suspect_items", sa.BigInteger, comment="items that a suspiciously small crawl showed since"),
     sa.UniqueConstraint("source", "key"),
 )
 
 shop_crawl = sa.Table(
     "shop_crawl",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("crawl_id", BigId, sa.ForeignKey("crawl.id"), nullable=False),
     sa.Column("shop_id", BigId, sa.ForeignKey("shop.id"), nullable=False),
     sa.Column("kind", sa.Text, nullable=False, comment="as its crawl's"),
+    sa.Column("mode", sa.Text, nullable=False, server_default="full", comment="full, or new: until a page is known"),
     sa.Column("state", sa.Text, nullable=False, comment="open, held (needs authorisation) or settled"),
     sa.Column("priority", sa.SmallInteger, nullable=False),
     sa.Column("options", Json, nullable=False),
-    sa.Column("verdict", sa.Text, comment="complete, drifted, partial or failed"),
+    sa.Column("verdict", sa.Text, comment="complete, drifted, suspect, partial or failed"),
     sa.Column("reason", sa.Text),
     sa.Column("refusal", sa.Text, comment="the server's words when it refuses the shop"),
     sa.Column("slices", sa.Integer, nullable=False, server_default="0", comment="windows of time opened so far"),
@@ -128,14 +66,19 @@ shop_crawl = sa.Table(
     ),
     sa.Column("last_done", sa.Integer, nullable=False, server_default="0", comment="highest page number had"),
     sa.Column("last_dead", sa.Integer, nullable=False, server_default="0", comment="highest page number given up"),
-    _count("pages_done"),
-    _count("pages_dead"),
-    _count("pages_cancelled"),
-    _count("rows"),
-    _count("distinct_items"),
-    _count("new_items"),
-    _count("changed_items"),
-    _count("reserved", "calls reserved: settled, in flight, or never heard of again"),
+    count_column("pages_done"),
+    count_column("pages_dead"),
+    count_column("pages_cancelled"),
+    count_column("rows"),
+    count_column("distinct_items"),
+    sa.Column("first_distinct", sa.BigInteger, comment="distinct items before the second pass, if there was one"),
+    sa.Column(
+        "second_pass", sa.SmallInteger, nullable=False, server_default="0", comment="steps of the second pass begun"
+    ),
+    count_column("new_items"),
+    count_column("changed_items"),
+    count_column("gone_items"),
+    count_column("reserved", "calls reserved: settled, in flight, or never heard of again"),
     sa.Column("spend", Money, nullable=False, server_default="0", comment="money reserved or spent"),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("settled_at", UtcDateTime),
@@ -160,7 +103,7 @@ shop_crawl = sa.Table(
 page = sa.Table(
     "page",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("shop_crawl_id", BigId, sa.ForeignKey("shop_crawl.id"), nullable=False),
     sa.Column("source", Key, nullable=False),
     sa.Column("slice", sa.Integer, nullable=False, server_default="0", comment="part of the listing; 0: all of it"),
@@ -225,6 +168,8 @@ slice_ = sa.Table(
     sa.Column("start_at", UtcDateTime, comment="first time of change, inclusive; NULL: from the beginning"),
     sa.Column("end_at", UtcDateTime, nullable=False, comment="last time of change, inclusive"),
     sa.Column("cid", sa.Text, comment="only this category"),
+    sa.Column("price_start", sa.Text, comment="only from this price on"),
+    sa.Column("price_end", sa.Text, comment="only up to this price"),
     sa.Column("expected", sa.BigInteger, comment="rows that it can have at most, known before the first call"),
     sa.Column("rest_end", UtcDateTime, comment="where the sibling ends that is opened once this one is counted"),
     sa.Column("rest_total", sa.BigInteger, comment="rows of this slice and that sibling together"),
@@ -263,7 +208,7 @@ session = sa.Table(
 call = sa.Table(
     "call",
     metadata,
-    _id(),
+    id_column(),
     sa.Column("crawl_id", BigId, nullable=False),
     sa.Column("shop_crawl_id", BigId, nullable=False),
     sa.Column("page_id", BigId, nullable=False),
@@ -281,7 +226,7 @@ daily_use = sa.Table(
     sa.Column("day", Key, primary_key=True, comment="UTC, as 2026-01-31"),
     sa.Column("source", Key, primary_key=True),
     sa.Column("credential", Key, primary_key=True, comment="fingerprint, empty: all of the source"),
-    _count("reserved", "calls reserved: settled, in flight, or never heard of again"),
+    count_column("reserved", "calls reserved: settled, in flight, or never heard of again"),
     sa.Column("spend", Money, nullable=False, server_default="0", comment="money reserved or spent"),
 )
 
@@ -294,56 +239,4 @@ credential = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("probe_at", UtcDateTime, nullable=False, comment="when one page is tried with it again"),
     sa.Column("probe_wait", sa.Float, nullable=False, comment="seconds between probes, doubling"),
-)
-
-item = sa.Table(
-    "item",
-    metadata,
-    sa.Column("shop_id", BigId, sa.ForeignKey("shop.id"), primary_key=True),
-    sa.Column("item_id", Key, primary_key=True, comment="the source's own id"),
-    sa.Column("title", sa.Text),
-    sa.Column("image", sa.Text),
-    sa.Column("images", Json),
-    sa.Column("video_id", sa.Text),
-    sa.Column("category_id", sa.Text),
-    sa.Column("category_path", Json),
-    sa.Column("category_name", sa.Text),
-    sa.Column("price", Money, comment="yuan, as are all prices and GMV"),
-    sa.Column("drop_ship_price", Money),
-    sa.Column("wholesale_price", Money),
-    sa.Column("origin_price", Money),
-    sa.Column("agent_price", Money),
-    sa.Column("quantity_begin", sa.BigInteger, comment="smallest order"),
-    sa.Column("stock", sa.BigInteger),
-    sa.Column("gmv_30d", Money),
-    sa.Column("gmv_90d", Money),
-    sa.Column("sold_30d", sa.BigInteger),
-    sa.Column("sold_90d", sa.BigInteger),
-    sa.Column("orders_30d", sa.BigInteger),
-    sa.Column("rank_score", Money),
-    sa.Column("new_product", sa.Boolean),
-    sa.Column("type", sa.Text),
-    sa.Column("unit", sa.Text),
-    sa.Column("status", sa.Text),
-    sa.Column("outer_id", sa.Text),
-    sa.Column("props", Json),
-    sa.Column("created_time", UtcDateTime),
-    sa.Column("extra", Json, comment="fields the decoder does not know"),
-    sa.Column(
-        "content_hash", sa.BigInteger, nullable=False, comment="of the tracked fields: differs when they changed"
-    ),
-    sa.Column("first_seen", UtcDateTime, nullable=False),
-    sa.Column("last_seen", UtcDateTime, nullable=False),
-    sa.Column("changed_at", UtcDateTime, nullable=False),
-    sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it last"),
-    # No index on what every sighting changes: PostgreSQL can then update the row in place.
-)
-
-page_body = sa.Table(
-    "page_body",
-    metadata,
-    sa.Column("page_id", BigId, primary_key=True, autoincrement=False),
-    sa.Column("fetched_at", UtcDateTime, nullable=False),
-    sa.Column("body", sa.LargeBinary, nullable=False, comment="the decoded answer, zstd, without request or token"),
-    sa.Index("ix_page_body_fetched_at", "fetched_at"),
 )

@@ -1,0 +1,125 @@
+"""The tables of the store: items as they are, how they were, what changed, and the page bodies they came from."""
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from models.tables.types import BigId, Json, Key, Money, UtcDateTime, id_column, metadata
+
+
+def _item_key() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("shop_id", BigId, sa.ForeignKey("shop.id"), primary_key=True),
+        sa.Column("item_id", Key, primary_key=True, comment="the source's own id"),
+    ]
+
+
+def _values() -> list[sa.Column[Any]]:
+    """What an item is, but for figures that always move."""
+    return [
+        sa.Column("title", sa.Text),
+        sa.Column("image", sa.Text),
+        sa.Column("images", Json),
+        sa.Column("video_id", sa.Text),
+        sa.Column("category_id", sa.Text),
+        sa.Column("category_path", Json),
+        sa.Column("category_name", sa.Text),
+        sa.Column("price", Money, comment="yuan, as are all prices and GMV"),
+        sa.Column("drop_ship_price", Money),
+        sa.Column("wholesale_price", Money),
+        sa.Column("origin_price", Money),
+        sa.Column("agent_price", Money),
+        sa.Column("quantity_begin", sa.BigInteger, comment="smallest order"),
+        sa.Column("stock", sa.BigInteger),
+        sa.Column("new_product", sa.Boolean),
+        sa.Column("type", sa.Text),
+        sa.Column("unit", sa.Text),
+        sa.Column("status", sa.Text),
+        sa.Column("outer_id", sa.Text),
+        sa.Column("props", Json),
+        sa.Column("created_time", UtcDateTime),
+    ]
+
+
+def _figures() -> list[sa.Column[Any]]:
+    """What moves by itself from day to day."""
+    return [
+        sa.Column("gmv_30d", Money),
+        sa.Column("gmv_90d", Money),
+        sa.Column("sold_30d", sa.BigInteger),
+        sa.Column("sold_90d", sa.BigInteger),
+        sa.Column("orders_30d", sa.BigInteger),
+        sa.Column("rank_score", Money),
+    ]
+
+
+item = sa.Table(
+    "item",
+    metadata,
+    *_item_key(),
+    *_values(),
+    sa.Column("extra", Json, comment="fields the decoder does not know"),
+    sa.Column("first_seen", UtcDateTime, nullable=False),
+    sa.Column("changed_at", UtcDateTime, nullable=False, comment="since when its tracked fields are as they are"),
+    sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw them so first"),
+)
+
+# What every sighting changes stands in a row of its own, which is slim: PostgreSQL copies a row to change it. No index
+# on any of it: the row can then be updated in place.
+item_seen = sa.Table(
+    "item_seen",
+    metadata,
+    *_item_key(),
+    sa.Column("last_seen", UtcDateTime, nullable=False),
+    sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it last"),
+    sa.Column("tracked_hash", sa.BigInteger, nullable=False, comment="of the fields whose changes are kept"),
+    sa.Column("rest_hash", sa.BigInteger, nullable=False, comment="of the other fields of table `item`"),
+    *_figures(),
+    sa.Column("figures_at", UtcDateTime, comment="when they were first seen so"),
+    sa.Column("misses", sa.SmallInteger, nullable=False, server_default="0", comment="whole crawls without it so far"),
+    sa.Column("gone_at", UtcDateTime, comment="since when it counts as gone"),
+)
+
+item_version = sa.Table(
+    "item_version",
+    metadata,
+    *_item_key(),
+    sa.Column("valid_from", UtcDateTime, primary_key=True, comment="when it was first seen so"),
+    sa.Column("valid_to", UtcDateTime, nullable=False, comment="when it was first seen otherwise"),
+    sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it so first"),
+    *_values(),
+)
+
+item_sales = sa.Table(
+    "item_sales",
+    metadata,
+    *_item_key(),
+    sa.Column("at", UtcDateTime, primary_key=True, comment="when the figures were first seen so"),
+    *_figures(),
+    sa.Index("ix_item_sales_at", "at", postgresql_using="brin"),
+)
+
+change = sa.Table(
+    "change",
+    metadata,
+    id_column(),
+    sa.Column("shop_id", BigId, nullable=False),
+    sa.Column("item_id", Key, nullable=False),
+    sa.Column("kind", Key, nullable=False, comment="new, gone, back, price, title, stock or another field's name"),
+    sa.Column("at", UtcDateTime, nullable=False, comment="when it was seen"),
+    sa.Column("shop_crawl_id", BigId, nullable=False),
+    sa.Column("before", Json, comment="values by field"),
+    sa.Column("after", Json, comment="values by field"),
+    sa.Index("ix_change_at", "at", "id"),
+    sa.Index("ix_change_shop_id_item_id", "shop_id", "item_id", "at"),
+    sa.Index("ix_change_shop_crawl_id", "shop_crawl_id"),
+)
+
+page_body = sa.Table(
+    "page_body",
+    metadata,
+    sa.Column("page_id", BigId, primary_key=True, autoincrement=False),
+    sa.Column("fetched_at", UtcDateTime, nullable=False),
+    sa.Column("body", sa.LargeBinary, nullable=False, comment="the decoded answer, zstd, without request or token"),
+    sa.Index("ix_page_body_fetched_at", "fetched_at"),
+)
