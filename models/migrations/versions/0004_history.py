@@ -96,9 +96,8 @@ def _move_what_is_seen() -> None:
         sa.Column("gone_at", UtcDateTime(), comment="since when it counts as gone"),
     )
     names = ", ".join(("shop_id", "item_id", "last_seen", "shop_crawl_id", *FIGURES))
-    op.execute(
-        f"INSERT INTO item_seen ({names}, figures_at, tracked_hash, rest_hash) SELECT {names}, last_seen, 0, 0 FROM item"
-    )
+    hashes = "figures_at, tracked_hash, rest_hash"
+    op.execute(f"INSERT INTO item_seen ({names}, {hashes}) SELECT {names}, last_seen, 0, 0 FROM item")
     for name in ("last_seen", "content_hash", *FIGURES):
         op.drop_column("item", name)
 
