@@ -8,7 +8,17 @@ import sys
 from benchmarks.figures import RESULTS, Figure
 from benchmarks.rig import ROOT
 
-NAMES = ("end_to_end", "many_in_flight", "million_pages", "windows", "limiter_gate", "limiter_bounds", "limiter_urgent")
+NAMES = (
+    "end_to_end",
+    "many_in_flight",
+    "million_pages",
+    "windows",
+    "limiter_gate",
+    "limiter_fleet",
+    "limiter_bounds",
+    "limiter_urgent",
+    "budget",
+)
 
 
 def run(name: str) -> bool:

@@ -27,13 +27,14 @@ def run_once(folder: Path, channel: str, seed: int) -> dict[str, float]:
     simulated = {"seed": seed, "gate": GATES[0], "latency": LATENCY, "switches": {"gate_channel": channel}}
     with callers(folder, simulated, tmapi_concurrency_max=ALLOWED) as started:
         processes = [started.start(f"caller-{n}", at_once=ALLOWED // PROCESSES) for n in range(PROCESSES)]
-        found = _through_gates(Watch(started.simulator))
+        found = through_gates(Watch(started.simulator))
         done = [process.done() for process in processes]
     found["round trips"] = sum(each.round_trips for each in done) / sum(each.pages for each in done)
     return found
 
 
-def _through_gates(watch: Watch) -> dict[str, float]:
+def through_gates(watch: Watch) -> dict[str, float]:
+    """What the API counts while its gate is moved; returns figures by name."""
     found: dict[str, float] = {}
     start = watch.until(lambda sample: sample.good > 0, "a first page")
     watch.follow(WARM_UP)
