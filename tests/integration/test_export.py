@@ -15,17 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from models.crawls import ShopRequest, shop_ids
 from models.database import create_engine
 from models.errors import ShopcrawlError, UnavailableError, UsageError
-from models.items import diff, sighting_of, write
 from models.settings import async_url
 from models.source import Item
-from producer import export
+from producer import export, formats
 from producer.export import EXPORTED, export_items
+from tests import store
 from tests.servers import free_port
+from tests.store import SEEN
 
-SEEN = datetime(2026, 5, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 LATER = SEEN + timedelta(days=1)
 RICH = Item(
     item_id="900719925474099301",
@@ -60,13 +59,8 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 async def stock(
     engine: AsyncEngine, shops: dict[str, Sequence[Item]], *, source: str = "tmapi", at: datetime = SEEN
 ) -> None:
-    requests = [ShopRequest(source, key, {}) for key in shops]
-    async with engine.begin() as connection:
-        ids = await shop_ids(connection, requests, SEEN)
-        for key, items in shops.items():
-            shop_id = ids[source, key]
-            sightings = [sighting_of(each, shop_id=shop_id, shop_crawl_id=1, seen_at=at) for each in items]
-            await write(connection, diff({}, sightings))
+    for key, items in shops.items():
+        await store.stock(engine, key, items, source=source, at=at)
 
 
 async def exported(engine: AsyncEngine, **options: Any) -> bytes:
@@ -236,7 +230,7 @@ async def test_large_parquet_exports_are_written_in_row_groups(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "BATCH", 4)
-    monkeypatch.setattr(export, "ROW_GROUP", 10)
+    monkeypatch.setattr(formats, "ROW_GROUP", 10)
     await stock(engine, {"b2b-1": [Item(item_id=f"{number:03}", price=Decimal(number)) for number in range(25)]})
     file = pq.ParquetFile(pa.BufferReader(await exported(engine, format="parquet")))
     assert file.metadata.num_row_groups == 3
