@@ -110,7 +110,10 @@ change = sa.Table(
     sa.Column("shop_crawl_id", BigId, nullable=False),
     sa.Column("before", Json, comment="values by field"),
     sa.Column("after", Json, comment="values by field"),
+    # One order, (at, id), for all, for a kind and for a shop: the feed reads any of them without sorting.
     sa.Index("ix_change_at", "at", "id"),
+    sa.Index("ix_change_kind", "kind", "at", "id"),
+    sa.Index("ix_change_shop_id", "shop_id", "at", "id"),
     sa.Index("ix_change_shop_id_item_id", "shop_id", "item_id", "at"),
     sa.Index("ix_change_shop_crawl_id", "shop_crawl_id"),
 )

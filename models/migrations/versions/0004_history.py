@@ -154,6 +154,8 @@ def _create_history() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_change")),
     )
     op.create_index("ix_change_at", "change", ["at", "id"])
+    op.create_index("ix_change_kind", "change", ["kind", "at", "id"])
+    op.create_index("ix_change_shop_id", "change", ["shop_id", "at", "id"])
     op.create_index("ix_change_shop_id_item_id", "change", ["shop_id", "item_id", "at"])
     op.create_index("ix_change_shop_crawl_id", "change", ["shop_crawl_id"])
     if op.get_bind().dialect.name == "postgresql":
