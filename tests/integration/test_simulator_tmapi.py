@@ -384,3 +384,31 @@ async def test_latency_can_hold_for_one_shop_only(sim: Simulator, client: Client
     assert (await client.get("a"))[0] == 200
     assert not slow.done()
     slow.cancel()
+
+
+async def test_the_journal_tells_what_each_answer_showed_and_what_moved_in_between() -> None:
+    options: dict[str, Any] = {"shops": 0, "extra": [("a", 30)], "journal": True}
+    async with Simulator(**options) as sim, aiohttp.ClientSession() as session:
+        client = Client(sim, session)
+        _, first = await client.get("a", 2, sort="time_up")
+        sim.script({"change": {"reprice": [first["data"]["items"][0]["item_id"]]}, "shop": "a"})
+        sim.script({"outcome": "html200", "times": 1}, {"outcome": "short", "rows": 3, "times": 1})
+        await client.get("a", 2, sort="time_up")
+        _, third = await client.get("a", 2, sort="time_up")
+        story = sim.journal()
+    assert [entry.get("delivered") for entry in story] == [True, None, False, True]
+    assert story[1]["move"] == "reprice"
+    for body, entry in ((first, story[0]), (third, story[3])):
+        assert body["request_id"] == str(entry["number"])
+        assert entry["items"] == [[item["item_id"], item["price"]] for item in body["data"]["items"]]
+        assert (entry["shop"], entry["page"], entry["sort"], entry["total"]) == ("a", 2, "time_up", 30)
+    assert [len(entry["items"]) for entry in (story[0], story[3])] == [10, 3]
+
+
+async def test_hidden_items_are_neither_listed_nor_counted(sim: Simulator, client: Client) -> None:
+    sim.script({"set": {"hidden": 0.5}, "shop": "a"})
+    _, body = await client.get("a", 2, sort="time_up")
+    assert (body["data"]["total_count"], len(body["data"]["items"])) == ("23", 3)
+    assert "request_id" not in body
+    sim.script({"clear": True})
+    assert len(await client.ids("a", 3)) == 5

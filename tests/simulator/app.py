@@ -94,6 +94,10 @@ class Simulator:
         """Return every item ever on sale, of one shop or of all."""
         return [json.loads(line) for line in self.control.truth(shop)]
 
+    def journal(self) -> list[dict[str, Any]]:
+        """Return what every answer showed and how the goods moved, in order; needs the switch `journal`."""
+        return [json.loads(line) for line in self.market.story()]
+
     def calls(self, shop: str | None = None) -> dict[str, Any]:
         """Return the ledger's figures, in total or for one shop."""
         return self.control.calls(shop)

@@ -41,6 +41,7 @@ class Control:
             ("GET", "truth"): lambda request: self.truth(
                 request.query.get("shop"), with_items=request.query.get("items") != "0"
             ),
+            ("GET", "journal"): lambda _: market.story(),
             ("GET", "calls"): lambda request: self.calls(request.query.get("shop")),
             ("GET", "script"): lambda _: self.state(),
             ("POST", "script"): lambda request: {"rules": self.script(msgspec.json.decode(request.body))},

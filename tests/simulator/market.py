@@ -10,6 +10,7 @@ import msgspec
 
 from tests.simulator.catalogue import Shop
 from tests.simulator.items import ItemFactory
+from tests.simulator.journal import Journal
 from tests.simulator.ledger import Ledger
 from tests.simulator.listing import Listing, Selection
 from tests.simulator.outcomes import ScriptError
@@ -39,6 +40,7 @@ class Market:
         self.board: SwitchBoard[Switches] = SwitchBoard(switches)
         self.script: Script[Rule] = Script()
         self.ledger = Ledger(clock)
+        self.journal = Journal()
 
     def is_sticky(self, shop: str, share: float) -> bool:
         """Say whether a shop is among the share of shops under maintenance."""
@@ -51,23 +53,31 @@ class Market:
 
     def churn(self, shop: Shop, switches: Switches, draws: Sequence[float], call: int) -> None:
         """Let goods come, go and change price after a page, at the switches' rates per page."""
-        if not (switches.appear or switches.vanish or switches.reprice):
+        rates = (switches.appear, switches.vanish, switches.reprice, switches.restore)
+        if not any(rates):
             return
         random = Random(draws[5])
-        counts = [int(rate + random.random()) for rate in (switches.appear, switches.vanish, switches.reprice)]
-        self.change(shop, Change(appear=counts[0], vanish=counts[1], reprice=counts[2]), call, random)
+        appear, vanish, reprice, restore = (int(rate + random.random()) for rate in rates)
+        self.change(shop, Change(appear=appear, vanish=vanish, reprice=reprice, restore=restore), call, random)
 
     def change(self, shop: Shop, change: Change, call: int, random: Random) -> None:
         """Change a shop's goods, picking at random where only a count is given; ScriptError for an id not on sale."""
         for index in self._pick(shop, change.vanish, random):
             shop.vanish(index, call)
+            self._note(shop, "vanish", index)
         for index in self._pick(shop, change.reprice, random):
             shop.reprice(index, call)
+            self._note(shop, "reprice", index)
         away = shop.vanished()
         for index in random.sample(away, min(change.restore, len(away))):
             shop.restore(index)
+            self._note(shop, "restore", index)
         for _ in range(change.appear):
-            shop.appear(call)
+            self._note(shop, "appear", shop.appear(call))
+
+    def story(self) -> Iterator[bytes]:
+        """Yield the journal's entries, each a line of JSON."""
+        return self.journal.lines(list(self.shops), self.factory)
 
     def truth(self, shop: Shop, *, with_items: bool = True) -> Iterator[bytes]:
         """Yield one JSON object per item the shop ever had on sale, each a line."""
@@ -93,6 +103,10 @@ class Market:
             item = self.factory.render(shop.number, index, len(repriced), variants) if with_items else b"null"
             item_id = self.factory.item_id(shop.number, index)
             yield b'{"shop":%b,"item_id":"%d","item":%b,%b\n' % (key, item_id, item, text)
+
+    def _note(self, shop: Shop, kind: str, index: int) -> None:
+        if self.board.everywhere.journal:
+            self.journal.move(shop.number, kind, index)
 
     def _pick(self, shop: Shop, wanted: int | list[str], random: Random) -> list[int]:
         if isinstance(wanted, int):

@@ -23,6 +23,14 @@ class Query(NamedTuple):
     sort_echo: str
 
 
+class Page(NamedTuple):
+    """A rendered page: its body, the items in it as indexes, and the total that it claims."""
+
+    body: bytes
+    rows: Sequence[int]
+    total: int
+
+
 class PageCache:
     """Rendered rows by key, the least recently used dropped beyond a number of bytes."""
 
@@ -79,26 +87,40 @@ class PageRenderer:
 
     def last_page(self, shop: Shop, query: Query) -> int:
         """Return the number of the last page with rows, 1 for an empty shop."""
-        return max(1, -(-len(self._market.listing.rows(shop, query.selection)) // query.size))
+        return max(1, -(-len(self._rows(shop, query)) // query.size))
 
     def render(
-        self, query: Query, shop: Shop | None, switches: Switches, outcome: Outcome, draws: Sequence[float]
-    ) -> bytes:
-        """Return the JSON body for a query; an unknown shop has no items."""
-        rows = self._market.listing.rows(shop, query.selection) if shop else ()
+        self,
+        query: Query,
+        shop: Shop | None,
+        switches: Switches,
+        outcome: Outcome,
+        draws: Sequence[float],
+        request_id: int = 0,
+    ) -> Page:
+        """Return the page for a query, with a `request_id` unless that is 0; an unknown shop has no items."""
+        rows = self._rows(shop, query) if shop else ()
         items = b"[]"
         start, stop = _window(len(rows), query, switches, outcome)
-        if shop is not None and start < stop:
-            items = self._items(shop, rows[start:stop], switches.variants)
+        shown = rows[start:stop]
+        if shop is not None and shown:
+            items = self._items(shop, shown, switches.variants)
         elif switches.beyond_end == "null":
             items = b"null"
         total = round(len(rows) * switches.total_factor)
         if switches.total_drift and draws:
             total = max(0, total + int(draws[4] * (2 * switches.total_drift + 1)) - switches.total_drift)
-        envelope = _envelope(query, switches, total)
-        if items == b"[]" and switches.beyond_end == "missing":
-            return envelope + b"}}"
-        return b'%b,"items":%b}}' % (envelope, items)
+        body = _envelope(query, switches, total)
+        if items != b"[]" or switches.beyond_end != "missing":
+            body = b'%b,"items":%b' % (body, items)
+        end = b'},"request_id":"%d"}' % request_id if request_id else b"}}"
+        return Page(body + end, shown, total)
+
+    def _rows(self, shop: Shop, query: Query) -> Sequence[int]:
+        """The items that the query lists, as indexes: all but the last ones of a shop that hides some."""
+        rows = self._market.listing.rows(shop, query.selection)
+        hidden = self._market.board.of(shop.key).hidden
+        return rows[: len(rows) - int(len(rows) * hidden)] if hidden else rows
 
     def _items(self, shop: Shop, rows: Sequence[int], variants: float) -> bytes:
         key = (shop.number, shop.revision, variants, *rows)

@@ -66,6 +66,10 @@ class SimulatorProcess:
         """Return every item ever on sale, of one shop or of all."""
         return list(self.control("GET", "truth" if shop is None else f"truth?shop={quote(shop)}"))
 
+    def journal(self) -> list[dict[str, Any]]:
+        """Return what every answer showed and how the goods moved, in order; needs the switch `journal`."""
+        return list(self.control("GET", "journal"))
+
     def calls(self, shop: str | None = None) -> dict[str, Any]:
         """Return the ledger's figures, in total or for one shop."""
         return dict(self.control("GET", "calls" if shop is None else f"calls?shop={quote(shop)}"))

@@ -13,7 +13,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 
 GLOBAL_ONLY = frozenset(
     {"tokens", "token_refusal", "gate", "gates", "gate_channel", "balance", "balance_channel", "bill_failures", "gzip"}
-    | {"keepalive_requests", "keepalive_announce", "hold_after_disconnect", "unknown_shop"}
+    | {"journal", "keepalive_requests", "keepalive_announce", "hold_after_disconnect", "unknown_shop"}
 )
 
 
@@ -44,10 +44,12 @@ class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     total_factor: Amount = 1.0
     total_drift: Count = 0
     variants: Share = 0.0
+    hidden: Share = 0.0
     reorder: Share = 0.0
     appear: Amount = 0.0
     vanish: Amount = 0.0
     reprice: Amount = 0.0
+    restore: Amount = 0.0
     latency: Amount = 0.0
     latency_tail: Annotated[float, msgspec.Meta(ge=1)] = 1.0
     slow_seconds: Amount = 1.0
@@ -63,6 +65,7 @@ class Switches(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     sticky_417: Share = 0.0
     retry_after: Amount = 0.0
     gzip: bool = False
+    journal: bool = False
     keepalive_requests: Count = 0
     keepalive_announce: bool = False
     hold_after_disconnect: bool = False

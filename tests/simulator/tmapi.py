@@ -3,6 +3,7 @@
 from tests.simulator.catalogue import Shop
 from tests.simulator.chance import draws_of, latency_of
 from tests.simulator.faults import error_reply, fault_reply, gzipped
+from tests.simulator.journal import Answer
 from tests.simulator.ledger import ATTEMPT, CALL, DELIVERY, Account, PageTally, ShopTally
 from tests.simulator.listing import SORTS, BadQueryError, Selection, cents
 from tests.simulator.market import Market
@@ -62,6 +63,7 @@ class Call:
         "account",
         "delay",
         "draws",
+        "entry",
         "gzip",
         "holds",
         "nth",
@@ -89,6 +91,7 @@ class Call:
         self.tally: ShopTally | None = None
         self.pages: PageTally | None = None
         self.draws: tuple[float, ...] = ()
+        self.entry: Answer | None = None
 
     def render(self) -> Reply:
         """Build the reply."""
@@ -222,12 +225,23 @@ class Tmapi:
 
     def _page(self, call: Call, query: Query) -> bytes:
         switches = self.market.board.of(query.shop)
-        body = self._pages.render(query, call.shop, switches, call.outcome, call.draws)
+        number = self._begin_entry(call, query)
+        page = self._pages.render(query, call.shop, switches, call.outcome, call.draws, number)
         if call.shop is not None:
+            if call.entry is not None:
+                call.entry.rows, call.entry.total = page.rows, page.total
+                call.entry.versions = [call.shop.version(row) for row in page.rows]
             self.market.churn(call.shop, switches, call.draws, call.number)
             if switches.reorder:
                 self.market.reorder(call.shop, query.selection, switches.reorder, call.draws)
-        return body
+        return page.body
+
+    def _begin_entry(self, call: Call, query: Query) -> int:
+        """Begin an entry in the journal, if one is kept, and return its number, else 0."""
+        if call.shop is None or not self.market.board.everywhere.journal:
+            return 0
+        call.entry = self.market.journal.answer(call.number, call.shop.number, query.page, query.selection.sort)
+        return call.entry.number
 
     def settle(self, call: Call, delivered: bool) -> None:
         """Book the fate of a call."""
@@ -243,6 +257,8 @@ class Tmapi:
             call.tally.outcomes[effective] += 1
         if not delivered:
             return
+        if call.entry is not None:
+            call.entry.delivered = effective == "200"
         if outcome.name == "439":
             call.account.broke = True
         elif outcome.name in {"401", "403"}:

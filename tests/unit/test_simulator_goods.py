@@ -206,6 +206,26 @@ def test_churn_keeps_its_rates_over_many_pages(market: Market) -> None:
     assert 500 < sum(len(life.repriced_at) for life in lives) < 700
 
 
+def test_churn_brings_items_back_at_its_rate_and_to_their_places(market: Market) -> None:
+    shop = market.shops["a"]
+    for call in range(400):
+        market.churn(shop, Switches(vanish=0.25, restore=0.25), [0.0] * 5 + [call / 400, 0.0, 0.0], call)
+    assert sum(life.was_away for life in shop.lives.values()) > 50
+    assert len(shop.vanished()) < 40  # all sixty if none came back
+    assert list(shop.alive) == sorted(set(range(60)) - set(shop.vanished()))
+
+
+def test_the_journal_is_kept_only_when_switched_on(market: Market) -> None:
+    shop, draw = market.shops["a"], Random(1)
+    market.change(shop, Change(vanish=1), 1, draw)
+    market.board.change({"journal": True})
+    market.change(shop, Change(vanish=1, reprice=1, restore=2, appear=1), 2, draw)
+    moves = [json.loads(line) for line in market.story()]
+    assert [move["move"] for move in moves] == ["vanish", "reprice", "restore", "restore", "appear"]
+    assert [move["number"] for move in moves] == [1, 2, 3, 4, 5]
+    assert moves[-1]["item_id"] == str(market.factory.item_id(0, 60))
+
+
 def test_a_change_by_item_id_hits_that_item_or_fails(market: Market) -> None:
     shop = market.shops["a"]
     item = str(market.factory.item_id(0, 9))
