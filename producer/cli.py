@@ -24,7 +24,7 @@ from models.settings import Settings, load_settings
 from models.source import source_named
 from models.status import CrawlStatus, exit_code
 from models.vault import Vault
-from producer import circuits, commands, limits, run, sessions
+from producer import circuits, commands, export, limits, run, sessions
 from producer.console.estimate import print_estimate
 from producer.costs import show_costs
 from producer.shops import changed_options, read_shops, shop_request
@@ -35,7 +35,7 @@ DEFAULT_SOURCE = "tmapi"
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(commands.database, name="db")
 app.add_typer(commands.archive, name="archive")
-app.add_typer(commands.export, name="export")
+app.add_typer(export.app, name="export")
 app.add_typer(sessions.app, name="session")
 app.add_typer(circuits.app, name="circuits")
 app.add_typer(limits.app, name="limits")

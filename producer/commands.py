@@ -1,11 +1,9 @@
-"""The smaller commands: database, archive, export, doctor, and the processes that are started for the user."""
+"""The smaller commands: database, archive, doctor, and the processes that are started for the user."""
 
-import asyncio
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 import sqlalchemy as sa
 import typer
@@ -25,7 +23,6 @@ PRUNE_BATCH = 5_000
 
 database = typer.Typer(no_args_is_help=True, help="The database's schema.")
 archive = typer.Typer(no_args_is_help=True, help="The archive of page bodies.")
-export = typer.Typer(no_args_is_help=True, help="Stored rows as files.")
 
 
 @database.command("upgrade")
@@ -63,44 +60,6 @@ async def _prune(settings: Settings, older_than: str) -> int:
             dropped += count
             if count < PRUNE_BATCH:
                 return dropped
-
-
-@export.command("items")
-def items(
-    format: Annotated[Literal["jsonl", "csv", "parquet"], typer.Option(help="File format.")] = "jsonl",
-    output: Annotated[str, typer.Option("--output", "-o", help="File; - is standard output.")] = "-",
-    shop: Annotated[list[str] | None, typer.Option(help="Only this shop (repeatable).")] = None,
-    since: Annotated[datetime | None, typer.Option(help="Only items seen at or after this time (UTC).")] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns, comma-separated; default: all.")] = None,
-) -> None:
-    """Write one row per item: money as decimal text, times in UTC, formulas in CSV made harmless."""
-    chosen = [name.strip() for name in columns.split(",")] if columns else None
-    rows = run.run_until_signalled(_export(load_settings(), format, output, shop, since, chosen))
-    if output != "-":
-        sys.stderr.write(f"{rows} items written to {output}\n")
-
-
-async def _export(
-    settings: Settings,
-    format: Literal["jsonl", "csv", "parquet"],
-    output: str,
-    shops: Sequence[str] | None,
-    since: datetime | None,
-    columns: Sequence[str] | None,
-) -> int:
-    from producer.export import export_items  # noqa: PLC0415 (takes a moment to import)
-
-    async with run.database(settings) as (engine, _clock):
-        if output == "-":
-            return await export_items(
-                engine, sys.stdout.buffer, format=format, shops=shops, since=since, columns=columns
-            )
-        try:
-            stream = await asyncio.to_thread(open, output, "wb")
-        except OSError as error:
-            raise UsageError(f"{output}: {error.strerror}") from None
-        with stream:
-            return await export_items(engine, stream, format=format, shops=shops, since=since, columns=columns)
 
 
 def doctor() -> None:

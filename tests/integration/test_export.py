@@ -1,4 +1,4 @@
-"""Exports of items from both databases, read back by independent readers."""
+"""Exports from both databases, read back by independent readers."""
 
 import csv
 import io
@@ -19,13 +19,15 @@ from models.database import create_engine
 from models.errors import ShopcrawlError, UnavailableError, UsageError
 from models.settings import async_url
 from models.source import Item
-from producer import export, formats
-from producer.export import EXPORTED, export_items
+from producer import batches, formats
+from producer.datasets import ITEMS, Dataset
+from producer.export import Export, Selection
 from tests import store
 from tests.servers import free_port
 from tests.store import SEEN
 
 LATER = SEEN + timedelta(days=1)
+NOW = SEEN + timedelta(days=2)
 RICH = Item(
     item_id="900719925474099301",
     title='=HYPERLINK("http://evil")',
@@ -63,10 +65,16 @@ async def stock(
         await store.stock(engine, key, items, source=source, at=at)
 
 
-async def exported(engine: AsyncEngine, **options: Any) -> bytes:
+async def write(
+    engine: AsyncEngine, stream: Any, *, format: str = "jsonl", dataset: Dataset = ITEMS, **selection: Any
+) -> int:
+    return await (await Export.prepare(engine, dataset, Selection(**selection), now=NOW)).write(stream, format)
+
+
+async def exported(engine: AsyncEngine, format: str = "jsonl", **options: Any) -> bytes:
     stream = io.BytesIO()
-    rows = await export_items(engine, stream, **options)
-    if options["format"] == "jsonl":
+    rows = await write(engine, stream, format=format, **options)
+    if format == "jsonl":
         assert rows == stream.getvalue().count(b"\n")
     return stream.getvalue()
 
@@ -79,7 +87,7 @@ async def keys(engine: AsyncEngine, **options: Any) -> list[tuple[str, str, str]
 async def test_json_lines_keep_money_exact_ids_as_text_and_json_nested(engine: AsyncEngine) -> None:
     await stock(engine, {"b2b-1": [RICH]})
     row = json.loads(await exported(engine, format="jsonl"))
-    assert tuple(row) == tuple(EXPORTED)
+    assert tuple(row) == tuple(ITEMS.fields)
     expected = {
         "source": "tmapi",
         "shop": "b2b-1",
@@ -144,8 +152,8 @@ async def test_parquet_has_decimals_times_and_text_ids(engine: AsyncEngine) -> N
 async def test_rows_come_once_and_sorted_whatever_the_batch(
     engine: AsyncEngine, batch: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "BATCH", batch)
-    monkeypatch.setattr(export, "SHOP_BATCH", 3)
+    monkeypatch.setattr(batches, "BATCH", batch)
+    monkeypatch.setattr(batches, "SHOP_BATCH", 3)
     sizes = {"b": 1, "a": 9, "é": 3, "Z": 0, "c": 7, "d": 2, "B": 5}
     numbers = ["10", "9", "x", "é", "z", "Ä", "1", "2", "3"]
     await stock(engine, {key: [Item(item_id=name) for name in numbers[:size]] for key, size in sizes.items()})
@@ -163,10 +171,11 @@ async def test_filters_choose_shops_times_and_columns(engine: AsyncEngine) -> No
         ("tmapi", "old", "1"),
     ]
     assert await keys(engine, shops=["old"]) == [("tmapi", "old", "1")]
-    assert await keys(engine, since=LATER) == [("tmapi", "new", "2")]
-    assert await keys(engine, since=LATER, shops=["old"]) == []
-    assert len(await keys(engine, since=SEEN.replace(microsecond=0))) == 3
-    assert len(await keys(engine, since=SEEN + timedelta(seconds=1))) == 1
+    assert await keys(engine, since=LATER.isoformat()) == [("tmapi", "new", "2")]
+    assert await keys(engine, since=LATER.isoformat(), shops=["old"]) == []
+    assert len(await keys(engine, since="2026-05-01T12:00:00Z")) == 3
+    assert len(await keys(engine, since="2026-05-01 12:00:01")) == 1
+    assert await keys(engine, since="1d") == [("tmapi", "new", "2")]
     data = await exported(engine, format="csv", columns=["item_id", "shop", "item_id"], shops=["old"])
     assert data == b"item_id,shop\r\n1,old\r\n"
 
@@ -176,18 +185,21 @@ async def test_an_empty_store_gives_a_valid_empty_export(engine: AsyncEngine, fo
     data = await exported(engine, format=format)
     if format == "parquet":
         table = pq.read_table(pa.BufferReader(data))
-        assert (table.num_rows, table.column_names) == (0, list(EXPORTED))
+        assert (table.num_rows, table.column_names) == (0, list(ITEMS.fields))
     else:
-        assert data.decode() == ("" if format == "jsonl" else ",".join(EXPORTED) + "\r\n")
+        assert data.decode() == ("" if format == "jsonl" else ",".join(ITEMS.fields) + "\r\n")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"format": "xlsx"}, "unknown format 'xlsx'"),
-        ({"format": "csv", "columns": ["price", "content_hash"]}, "unknown column 'content_hash'"),
+        ({"format": "csv", "columns": ["price", "rest_hash"]}, "unknown column 'rest_hash'"),
         ({"format": "csv", "columns": []}, "no column chosen"),
         ({"format": "csv", "shops": ["typo"]}, "unknown shop: 'typo'"),
+        ({"since": "yesterday"}, "'yesterday' is no time"),
+        ({"where": ["rest_hash=1"]}, "unknown column 'rest_hash' in a condition; columns: source, shop, item_id"),
+        ({"where": ["price is cheap"]}, "condition 'price is cheap': write it as COLUMN OPERATOR VALUE"),
     ],
 )
 async def test_wrong_usage_is_told_before_a_byte_is_written(
@@ -195,7 +207,7 @@ async def test_wrong_usage_is_told_before_a_byte_is_written(
 ) -> None:
     stream = io.BytesIO()
     with pytest.raises(UsageError, match=message):
-        await export_items(engine, stream, **options)
+        await write(engine, stream, **options)
     assert stream.getvalue() == b""
 
 
@@ -205,7 +217,7 @@ async def test_a_reader_that_goes_away_ends_the_export_quietly(engine: AsyncEngi
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as stream:
-        assert await export_items(engine, stream, format=format) in {0, 2}
+        assert await write(engine, stream, format=format) in {0, 2}
 
 
 @pytest.mark.parametrize("format", ["jsonl", "csv", "parquet"])
@@ -215,13 +227,13 @@ async def test_a_full_disk_is_told_in_one_line(engine: AsyncEngine, format: str)
         Path("/dev/full").open("wb", buffering=0) as stream,  # noqa: ASYNC230 - it never blocks
         pytest.raises(ShopcrawlError, match="cannot be written: No space"),
     ):
-        await export_items(engine, stream, format=format)
+        await write(engine, stream, format=format)
 
 
 async def test_a_database_that_is_away_is_told_without_its_password() -> None:
     engine = create_engine(async_url(f"postgresql://someone:canary@127.0.0.1:{free_port()}/none"))
     with pytest.raises(UnavailableError) as caught:
-        await export_items(engine, io.BytesIO(), format="jsonl")
+        await write(engine, io.BytesIO(), shops=["b2b-1"])
     await engine.dispose()
     assert "canary" not in str(caught.value)
 
@@ -229,7 +241,7 @@ async def test_a_database_that_is_away_is_told_without_its_password() -> None:
 async def test_large_parquet_exports_are_written_in_row_groups(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "BATCH", 4)
+    monkeypatch.setattr(batches, "BATCH", 4)
     monkeypatch.setattr(formats, "ROW_GROUP", 10)
     await stock(engine, {"b2b-1": [Item(item_id=f"{number:03}", price=Decimal(number)) for number in range(25)]})
     file = pq.ParquetFile(pa.BufferReader(await exported(engine, format="parquet")))

@@ -1,0 +1,146 @@
+"""Reads the rows of a data set in order: page after page by their keys, so that memory stays flat."""
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from models.bulk import query_rows
+from models.database import reader
+from models.errors import UsageError
+from models.tables import shop
+from producer.datasets import OWNER, Dataset, Part
+from producer.formats import Rows
+from producer.where import Condition, clause
+
+BATCH = 2_000
+"""Rows read at a time: what bounds the memory."""
+SHOP_BATCH = 1_000
+_SHOP = "_shop_id"
+
+
+class Shop(msgspec.Struct, frozen=True):
+    """A shop as its rows name it."""
+
+    id: int
+    source: str
+    key: str
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What its rows begin with."""
+        return {"source": self.source, "shop": self.key}
+
+
+async def shops_named(engine: AsyncEngine, keys: Collection[str]) -> list[Shop]:
+    """The shops with these keys, of all sources, by source and key. Raises UsageError for an unknown key."""
+    wanted = sorted(set(keys))
+    sql = 'SELECT s.id, s.source, s."key" FROM {r} JOIN shop s ON s."key" = r."key"'
+    async with reader(engine).connect() as connection:
+        rows = await query_rows(connection, sql, [shop.c.key], [{"key": key} for key in wanted])
+    missing = sorted(set(wanted) - {row.key for row in rows})
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise UsageError(f"unknown shop: {', '.join(repr(key[:60]) for key in missing[:3])}{more}")
+    return sorted((Shop(row.id, row.source, row.key) for row in rows), key=lambda found: (found.source, found.key))
+
+
+class Batches:
+    """Rows by source, shop and the data set's key, in batches of at most BATCH that each take one short transaction.
+
+    Each row has the values of the columns in `names`; `conditions` must all be met.
+    """
+
+    def __init__(
+        self, engine: AsyncEngine, dataset: Dataset, names: Sequence[str], conditions: Sequence[Condition] = ()
+    ) -> None:
+        self._engine, self._dataset, self._names = engine, dataset, names
+        self._of_shop = [each for each in conditions if each.column in OWNER]
+        self._of_rows = [each for each in conditions if each.column not in OWNER]
+        columns, dialect = dataset.parts[0].columns, engine.dialect.name
+        # What SQL cannot compare is fetched and compared here.
+        self._checked = [each for each in self._of_rows if clause(each, columns[each.column], dialect) is None]
+        wanted = [*dataset.key, *names, *(each.column for each in self._checked)]
+        self._fetched = [name for name in dict.fromkeys(wanted) if name not in OWNER]
+        self._group = 16  # shops read together; follows the size of the shops
+
+    async def read(self, wanted: Sequence[Shop] | None = None) -> AsyncIterator[Rows]:
+        """The rows of the wanted shops (None: of all)."""
+        async for shops in self._shops(wanted):
+            start = 0
+            while start < len(shops):
+                group = shops[start : start + self._group]
+                found = await self._fetch(group)
+                if len(found) > BATCH and len(group) > 1:
+                    self._group = len(group) // 2
+                    continue
+                start += len(group)
+                if len(found) < BATCH // 3:
+                    self._group = min(self._group * 2, SHOP_BATCH)
+                yield self._rows(group, found)
+                while len(found) > BATCH:
+                    found = await self._fetch(group, after=found[-1])
+                    yield self._rows(group, found)
+
+    async def _shops(self, wanted: Sequence[Shop] | None) -> AsyncIterator[Sequence[Shop]]:
+        if wanted is not None:
+            yield self._fitting(wanted)
+            return
+        place = sa.tuple_(shop.c.source, shop.c.key)
+        query = sa.select(shop.c.id, shop.c.source, shop.c.key).order_by(shop.c.source, shop.c.key).limit(SHOP_BATCH)
+        shops = await self._read_shops(query)
+        while shops:
+            yield self._fitting(shops)
+            shops = await self._read_shops(query.where(place > sa.tuple_(shops[-1].source, shops[-1].key)))
+
+    async def _read_shops(self, query: sa.Select[Any]) -> list[Shop]:
+        async with reader(self._engine).connect() as connection:
+            return [Shop(row.id, row.source, row.key) for row in await connection.execute(query)]
+
+    def _fitting(self, shops: Sequence[Shop]) -> list[Shop]:
+        return [each for each in shops if _meets(each.columns, self._of_shop)]
+
+    async def _fetch(self, group: Sequence[Shop], after: sa.Row[Any] | None = None) -> Sequence[sa.Row[Any]]:
+        """Rows of a group, BATCH + 1 of them at most; in order, and from `after` on, if the group is one shop."""
+        key = self._dataset.key if len(group) == 1 else ()
+        parts = [self._part(part, group, after).order_by(*_keys(part, key)) for part in self._dataset.parts]
+        query = parts[0]
+        if (
+            len(parts) > 1
+        ):  # one statement, hence one snapshot: what moves between the parts is neither lost nor doubled
+            whole = sa.union_all(*(sa.select(part.subquery()) for part in parts)).subquery()
+            query = sa.select(whole).order_by(*(whole.c[name] for name in key)).limit(BATCH + 1)
+        async with reader(self._engine).connect() as connection:
+            return list(await connection.execute(query))
+
+    def _part(self, part: Part, group: Sequence[Shop], after: sa.Row[Any] | None) -> sa.Select[Any]:
+        columns = [part.shop_id.label(_SHOP), *(part.columns[name].label(name) for name in self._fetched)]
+        query = sa.select(*columns).select_from(part.table).limit(BATCH + 1)
+        query = query.where(part.shop_id.in_([found.id for found in group]), *part.only)
+        for condition in self._of_rows:
+            asked = clause(condition, part.columns[condition.column], self._engine.dialect.name)
+            query = query if asked is None else query.where(asked)
+        if after is None:
+            return query
+        last = [sa.literal(after._mapping[name], part.columns[name].type) for name in self._dataset.key]
+        return query.where(sa.tuple_(*_keys(part, self._dataset.key)) > sa.tuple_(*last))
+
+    def _rows(self, group: Sequence[Shop], found: Sequence[sa.Row[Any]]) -> Rows:
+        owners = {entry.id: (place, entry.columns) for place, entry in enumerate(group)}
+        if len(group) > 1:
+            key = self._dataset.key
+            found = sorted(
+                found, key=lambda row: (owners[row._mapping[_SHOP]][0], *(row._mapping[name] for name in key))
+            )
+        maps = ({**owners[row._mapping[_SHOP]][1], **row._mapping} for row in found)
+        return [[values[name] for name in self._names] for values in maps if _meets(values, self._checked)]
+
+
+def _keys(part: Part, key: Sequence[str]) -> list[sa.ColumnElement[Any]]:
+    return [part.columns[name] for name in key]
+
+
+def _meets(values: Mapping[str, Any], conditions: Sequence[Condition]) -> bool:
+    return all(each.matches(values[each.column]) for each in conditions)
