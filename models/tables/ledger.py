@@ -20,9 +20,11 @@ crawl = sa.Table(
     count_column("reserved", "calls reserved: settled, in flight, or never heard of again"),
     sa.Column("spend", Money, nullable=False, server_default="0", comment="money reserved or spent"),
     sa.Column("reason", sa.Text, comment="what it waits for"),
+    sa.Column("schedule_id", BigId, comment="the schedule that started it, as long as there is that"),
     sa.Column("created_at", UtcDateTime, nullable=False),
     sa.Column("finished_at", UtcDateTime),
     sa.Index("ix_crawl_running", "fingerprint", postgresql_where=sa.text("state <> 'finished'")),
+    sa.Index("ix_crawl_schedule_id", "schedule_id", "finished_at"),
 )
 
 shop = sa.Table(
@@ -84,6 +86,7 @@ shop_crawl = sa.Table(
     sa.Column("settled_at", UtcDateTime),
     sa.UniqueConstraint("crawl_id", "shop_id"),
     sa.Index("ix_shop_crawl_shop_id", "shop_id", "settled_at"),
+    sa.Index("ix_shop_crawl_settled_at", "settled_at"),
     sa.Index(
         "ix_shop_crawl_open",
         "crawl_id",

@@ -20,6 +20,8 @@ schedule = sa.Table(
     sa.Column("daily_calls", sa.BigInteger, comment="calls that a budgeted one may plan in a day (UTC)"),
     sa.Column("enabled", sa.Boolean, nullable=False, server_default=sa.true()),
     sa.Column("next_at", UtcDateTime, nullable=False, comment="when to look again what is due"),
+    sa.Column("cursor", BigId, nullable=False, server_default="0", comment="shops up to this one have had their turn"),
+    sa.Column("learned_at", UtcDateTime, comment="it has learned from shop crawls settled until then"),
     sa.Column("last_crawl_id", BigId, comment="the crawl it started last"),
     sa.Column("created_at", UtcDateTime, nullable=False),
 )
@@ -31,9 +33,12 @@ schedule_shop = sa.Table(
     sa.Column("schedule_id", BigId, sa.ForeignKey("schedule.id", ondelete="CASCADE"), primary_key=True),
     sa.Column("shop_id", BigId, sa.ForeignKey("shop.id"), primary_key=True),
     sa.Column("every", sa.Float, nullable=False, comment="seconds between its crawls"),
-    sa.Column("due_at", UtcDateTime, nullable=False),
+    sa.Column("due_at", UtcDateTime, nullable=False, comment="no crawl before then"),
     sa.Column("shop_crawl_id", BigId, comment="the newest shop crawl that was learned from"),
+    sa.Column("crawled_at", UtcDateTime, comment="its last whole crawl: what changed since is not known"),
+    sa.Column("items", sa.BigInteger, comment="items that it showed"),
     sa.Column("rate", sa.Float, comment="changes a day to expect"),
+    sa.Column("observed", sa.Float, nullable=False, server_default="0", comment="days that the rate was learned from"),
     sa.Column("calls", sa.Float, comment="calls of a crawl to expect"),
     sa.Index("ix_schedule_shop_due_at", "schedule_id", "due_at"),
 )

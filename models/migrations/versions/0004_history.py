@@ -181,6 +181,10 @@ def _create_schedules() -> None:
         sa.Column("daily_calls", sa.BigInteger(), comment="calls that a budgeted one may plan in a day (UTC)"),
         sa.Column("enabled", sa.Boolean(), nullable=False, server_default=sa.true()),
         sa.Column("next_at", UtcDateTime(), nullable=False, comment="when to look again what is due"),
+        sa.Column(
+            "cursor", BigId, nullable=False, server_default="0", comment="shops up to this one have had their turn"
+        ),
+        sa.Column("learned_at", UtcDateTime(), comment="it has learned from shop crawls settled until then"),
         sa.Column("last_crawl_id", BigId, comment="the crawl it started last"),
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.ForeignKeyConstraint(["shop_id"], ["shop.id"], name=op.f("fk_schedule_shop_id_shop")),
@@ -191,9 +195,14 @@ def _create_schedules() -> None:
         sa.Column("schedule_id", BigId, nullable=False),
         sa.Column("shop_id", BigId, nullable=False),
         sa.Column("every", sa.Float(), nullable=False, comment="seconds between its crawls"),
-        sa.Column("due_at", UtcDateTime(), nullable=False),
+        sa.Column("due_at", UtcDateTime(), nullable=False, comment="no crawl before then"),
         sa.Column("shop_crawl_id", BigId, comment="the newest shop crawl that was learned from"),
+        sa.Column("crawled_at", UtcDateTime(), comment="its last whole crawl: what changed since is not known"),
+        sa.Column("items", sa.BigInteger(), comment="items that it showed"),
         sa.Column("rate", sa.Float(), comment="changes a day to expect"),
+        sa.Column(
+            "observed", sa.Float(), nullable=False, server_default="0", comment="days that the rate was learned from"
+        ),
         sa.Column("calls", sa.Float(), comment="calls of a crawl to expect"),
         sa.ForeignKeyConstraint(
             ["schedule_id"], ["schedule.id"], name=op.f("fk_schedule_shop_schedule_id_schedule"), ondelete="CASCADE"
@@ -202,6 +211,10 @@ def _create_schedules() -> None:
         sa.PrimaryKeyConstraint("schedule_id", "shop_id", name=op.f("pk_schedule_shop")),
     )
     op.create_index("ix_schedule_shop_due_at", "schedule_shop", ["schedule_id", "due_at"])
+    started_by = sa.Column("schedule_id", BigId, comment="the schedule that started it, as long as there is that")
+    op.add_column("crawl", started_by)
+    op.create_index("ix_crawl_schedule_id", "crawl", ["schedule_id", "finished_at"])
+    op.create_index("ix_shop_crawl_settled_at", "shop_crawl", ["settled_at"])
 
 
 def _create_subscriptions() -> None:
@@ -237,6 +250,9 @@ def _create_subscriptions() -> None:
 
 
 def downgrade() -> None:
+    op.drop_index("ix_shop_crawl_settled_at", "shop_crawl")
+    op.drop_index("ix_crawl_schedule_id", "crawl")
+    op.drop_column("crawl", "schedule_id")
     for table in ("outbox", "subscription", "schedule_shop", "schedule", "change", "item_sales", "item_version"):
         op.drop_table(table)
     for name, kind in FIGURES.items():
