@@ -23,6 +23,11 @@ LEAST_RATIO = 0.5
 WORKERS = 2
 CONCURRENCY = 100
 REPEATS = 3
+# The script keeps no history: all that it knows of an item fits into one row.
+ONE_TABLE = """
+ALTER TABLE item ADD gmv_30d numeric(20, 6), ADD gmv_90d numeric(20, 6), ADD sold_30d bigint, ADD sold_90d bigint,
+    ADD orders_30d bigint, ADD rank_score numeric(20, 6), ADD content_hash bigint, ADD last_seen timestamptz
+"""
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,9 @@ def ours(bench: Rig, simulator: SimulatorProcess, name: str, concurrency: int) -
 
 
 def plain(bench: Rig, simulator: SimulatorProcess, name: str, parts: int) -> Run:
-    """The plain script on the same table, in one process or shared out among several."""
+    """The plain script on table `item`, in one process or shared out among several."""
     database = bench.fresh(name)
+    bench.postgres.execute(ONE_TABLE, database=name)
     shops = simulator.control("GET", "shops")
     roles = bench.servers() | {"simulator": [psutil.Process(simulator.pid)]}
     children = [_script(simulator.url, database, part, parts) for part in range(parts)]

@@ -1,45 +1,45 @@
-"""Items in the store: what changed is decided purely, then written in bulk."""
+"""Items as they are seen: their rows, and the pure decision what a sighting means against what is stored."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import Decimal
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
 import msgspec
-from sqlalchemy.ext.asyncio import AsyncConnection
 
-from models.bulk import insert_encoded, query_rows
+from models.changes import KINDS, Change
 from models.source import Item
-from models.tables import item as item_table
 
-# Sales and GMV figures move every day by themselves: a change of them alone is not a change of the item.
-UNTRACKED = frozenset({"gmv_30d", "gmv_90d", "sold_30d", "sold_90d", "orders_30d", "rank_score", "extra"})
-FIELDS = tuple(field for field in Item.__struct_fields__ if field != "item_id")
-TRACKED = tuple(field for field in FIELDS if field not in UNTRACKED)
-_DECIMALS = ("price", "drop_ship_price", "wholesale_price", "origin_price", "agent_price")
-_tracked_decimals = attrgetter(*_DECIMALS)
-_tracked_values = attrgetter(*(field for field in TRACKED if field not in {*_DECIMALS, "created_time"}))
-_tracked = attrgetter(*TRACKED)
+FIGURES = ("gmv_30d", "gmv_90d", "sold_30d", "sold_90d", "orders_30d", "rank_score")
+"""What moves by itself from day to day: a time series, of which no movement is a change of the item."""
+VALUES = tuple(name for name in Item.__struct_fields__ if name not in {"item_id", *FIGURES})
+"""What stands in table `item`."""
+ANNOUNCED = ("title", "price")
+"""What the change `new` tells of an item."""
+_STEP = Decimal("0.000001")  # what PostgreSQL keeps of a decimal
+_values = attrgetter(*VALUES)
+_figures = attrgetter(*FIGURES)
 
 ItemKey = tuple[int, str]
 
 
 class Sighting(msgspec.Struct, frozen=True, gc=False):
-    """One item seen on one page of one shop crawl at one time; its row is kept as JSON, as it goes to the database.
+    """One item seen on one page of one shop crawl at one time; its rows are kept as JSON, as they go to the database.
 
-    `silent` says that some tracked field was not sent.
+    `seen` is its row of `item_seen`, `row` that of `item`.
     """
 
     shop_id: int
     shop_crawl_id: int
     seen_at: datetime
     item_id: str
-    content_hash: int
-    silent: bool
+    seen: msgspec.Raw
     row: msgspec.Raw
 
     @property
@@ -52,125 +52,124 @@ class Sighting(msgspec.Struct, frozen=True, gc=False):
         return msgspec.json.decode(self.row, type=Item)
 
 
+class _Seen(msgspec.Struct):
+    """A row of `item_seen`, with decimals as plain text: on SQLite equal numbers must be equal texts."""
+
+    shop_id: int
+    item_id: str
+    last_seen: datetime
+    shop_crawl_id: int
+    tracked_hash: int
+    rest_hash: int
+    gmv_30d: str | None
+    gmv_90d: str | None
+    sold_30d: int | None
+    sold_90d: int | None
+    orders_30d: int | None
+    rank_score: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What a batch of sightings means against what is stored: rows to write in full, and rows only seen again."""
+    """What became of a batch of sightings: those that were new, and those that changed a tracked field."""
 
-    new: list[Sighting]
-    changed: list[Sighting]
-    unchanged: list[Sighting]
+    new: list[Sighting] = field(default_factory=list)
+    changed: list[Sighting] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What a sighting says otherwise than what is stored, by field: (stored, seen)."""
+
+    sighting: Sighting
+    tracked: dict[str, tuple[Any, Any]]
+    rest: dict[str, tuple[Any, Any]]
+    back: bool
+    """It counted as gone."""
 
 
 def content_hash(item: Item) -> int:
-    """A signed 64-bit digest of the tracked fields; equal numbers ("3.9", "3.90") and moments count as equal."""
-    values = [*_tracked_values(item), *(_plain_decimal(value) for value in _tracked_decimals(item))]
-    values.append(item.created_time and item.created_time.astimezone(UTC))
-    return int.from_bytes(blake2b(msgspec.json.encode(values), digest_size=8).digest(), "big", signed=True)
+    """A signed 64-bit digest of all values as they were sent. It is a hint: equal ones leave nothing to compare."""
+    return int.from_bytes(blake2b(msgspec.json.encode(_values(item)), digest_size=8).digest(), "big", signed=True)
 
 
-@lru_cache(maxsize=4096)  # an item repeats its price four times, and its neighbours cost the same
-def _plain_decimal(value: Decimal | None) -> str | None:
-    return None if value is None else format(value.normalize(), "f")
-
-
-def diff(stored: Mapping[ItemKey, int], sightings: Iterable[Sighting]) -> Diff:
-    """Sort sightings by what the stored content hashes say; of one item seen twice the later sighting counts."""
-    latest: dict[ItemKey, Sighting] = {}
-    for sighting in sightings:
-        known = latest.get(sighting.key)
-        if known is None or sighting.seen_at >= known.seen_at:
-            latest[sighting.key] = sighting
-    result = Diff([], [], [])
-    for key in sorted(latest):  # one order for all writers: no deadlocks
-        before = stored.get(key)
-        if before is None:
-            result.new.append(latest[key])
-        elif before != latest[key].content_hash:
-            result.changed.append(latest[key])
-        else:
-            result.unchanged.append(latest[key])
-    return result
-
-
-async def changes(connection: AsyncConnection, sightings: Sequence[Sighting]) -> Diff:
-    """What sightings mean against the store; a field that the source did not send counts as it is stored."""
-    stored = await stored_hashes(connection, {sighting.key for sighting in sightings})
-    found = diff(stored, sightings)
-    silent = [sighting for sighting in found.changed if sighting.silent]
-    if not silent:
-        return found
-    known = await _stored_values(connection, [sighting.key for sighting in silent])
-    completed = [_completed(s, known.get(s.key, {})) if s.silent else s for s in found.changed]
-    return diff(stored, [*found.new, *completed, *found.unchanged])
-
-
-def _completed(sighting: Sighting, stored: Mapping[str, Any]) -> Sighting:
-    item = sighting.item
-    absent = {name: value for name, value in stored.items() if getattr(item, name) is None}
-    whole = msgspec.structs.replace(item, **absent)
-    return sighting_of(whole, shop_id=sighting.shop_id, shop_crawl_id=sighting.shop_crawl_id, seen_at=sighting.seen_at)
-
-
-async def _stored_values(connection: AsyncConnection, keys: Iterable[ItemKey]) -> dict[ItemKey, dict[str, Any]]:
-    """The tracked fields of stored items."""
-    t = item_table.c
-    columns = [t.shop_id, t.item_id, *(t[name] for name in TRACKED)]
-    names = ", ".join(f'i."{column.name}"' for column in columns)
-    sql = f"SELECT {names} FROM {{r}} JOIN item i ON i.shop_id = r.shop_id AND i.item_id = r.item_id"
-    rows = [{"shop_id": shop_id, "item_id": item_id} for shop_id, item_id in keys]
-    found = await query_rows(connection, sql, columns[:2], rows, returning=columns)
-    return {(row.shop_id, row.item_id): {name: row._mapping[name] for name in TRACKED} for row in found}
-
-
-async def stored_hashes(connection: AsyncConnection, keys: Iterable[ItemKey]) -> dict[ItemKey, int]:
-    """The content hashes of the items that are stored already."""
-    t = item_table.c
-    rows = [{"shop_id": shop_id, "item_id": item_id} for shop_id, item_id in keys]
-    sql = "SELECT i.shop_id, i.item_id, i.content_hash FROM {r} JOIN item i"
-    sql += " ON i.shop_id = r.shop_id AND i.item_id = r.item_id"
-    found = await query_rows(connection, sql, [t.shop_id, t.item_id], rows)
-    return {(row.shop_id, row.item_id): row.content_hash for row in found}
-
-
-def _upsert_clause() -> str:
-    # A field the source did not send (NULL here) keeps what is stored; an older answer never overwrites a newer one.
-    updates = [f'"{name}" = COALESCE(excluded."{name}", item."{name}")' for name in FIELDS]
-    updates += [f"{name} = excluded.{name}" for name in ("content_hash", "last_seen", "shop_crawl_id")]
-    changed = "CASE WHEN item.content_hash = excluded.content_hash THEN item.changed_at ELSE excluded.changed_at END"
-    updates.append(f"changed_at = {changed}")
-    return (
-        f"ON CONFLICT (shop_id, item_id) DO UPDATE SET {', '.join(updates)} WHERE item.last_seen <= excluded.last_seen"
-    )
-
-
-UPSERT = _upsert_clause()
-MOVING = tuple(field for field in FIELDS if field in UNTRACKED)
-TOUCHED = (*MOVING, "last_seen", "shop_crawl_id")
-TOUCH = (
-    "UPDATE item SET "
-    + ", ".join(f'"{name}" = COALESCE(r."{name}", item."{name}")' for name in TOUCHED)
-    + " FROM {r} WHERE item.shop_id = r.shop_id AND item.item_id = r.item_id AND item.last_seen <= r.last_seen"
-)
-
-
-async def write(connection: AsyncConnection, change: Diff) -> None:
-    """Write a diff: new and changed items in full, unchanged ones only with their untracked fields and last_seen."""
-    full = sorted([*change.new, *change.changed], key=lambda sighting: sighting.key)
-    if full:
-        await insert_encoded(connection, item_table, list(item_table.c), [s.row for s in full], conflict=UPSERT)
-    columns = [item_table.c[name] for name in ("shop_id", "item_id", *TOUCHED)]
-    await query_rows(connection, TOUCH, columns, [sighting.row for sighting in change.unchanged])
+@lru_cache(maxsize=4096)  # neighbours often have the same figures: none
+def _plain(value: Decimal) -> str:
+    return format(value.normalize(), "f")
 
 
 def sighting_of(item: Item, *, shop_id: int, shop_crawl_id: int, seen_at: datetime) -> Sighting:
     """The sighting of an item; raises TypeError, ValueError or RecursionError for a value that JSON cannot hold."""
-    digest = content_hash(item)
-    ours = {
-        "shop_id": shop_id,
-        "shop_crawl_id": shop_crawl_id,
-        "content_hash": digest,
-        **dict.fromkeys(("first_seen", "last_seen", "changed_at"), seen_at),
-    }
+    gmv_30d, gmv_90d, sold_30d, sold_90d, orders_30d, rank_score = _figures(item)
+    seen = _Seen(
+        shop_id, item.item_id, seen_at, shop_crawl_id, content_hash(item), 0,
+        gmv_30d if gmv_30d is None else _plain(gmv_30d), gmv_90d if gmv_90d is None else _plain(gmv_90d),
+        sold_30d, sold_90d, orders_30d, rank_score if rank_score is None else _plain(rank_score),
+    )  # fmt: skip
+    ours = {"shop_id": shop_id, "shop_crawl_id": shop_crawl_id, "first_seen": seen_at, "changed_at": seen_at}
     # The item's own fields follow ours, encoded without a detour over a dict.
-    row = msgspec.Raw(msgspec.json.encode(ours)[:-1] + b"," + msgspec.json.encode(item)[1:])
-    return Sighting(shop_id, shop_crawl_id, seen_at, item.item_id, digest, None in _tracked(item), row)
+    row = msgspec.json.encode(ours)[:-1] + b"," + msgspec.json.encode(item)[1:]
+    encoded = msgspec.Raw(msgspec.json.encode(seen))
+    return Sighting(shop_id, shop_crawl_id, seen_at, item.item_id, encoded, msgspec.Raw(row))
+
+
+def waves(sightings: Iterable[Sighting]) -> list[list[Sighting]]:
+    """Sightings to be applied one wave after the other: in each every item once, in an order that all writers share.
+
+    Of two sightings of an item at one moment the last one given counts.
+    """
+    latest = {(s.shop_id, s.item_id, s.seen_at): s for s in sightings}
+    found: dict[int, list[Sighting]] = defaultdict(list)
+    for _key, group in groupby(sorted(latest), key=lambda key: key[:2]):
+        for number, key in enumerate(group):
+            found[number].append(latest[key])
+    return list(found.values())
+
+
+def difference(stored: Mapping[str, Any], sighting: Sighting, tracked: Collection[str]) -> Difference:
+    """Compare a sighting with the stored values and `gone_at`; a field that was not sent is no difference."""
+    item = sighting.item
+    moved = {
+        name: (stored[name], value)
+        for name in VALUES
+        if (value := getattr(item, name)) is not None and not same(stored[name], value)
+    }
+    return Difference(
+        sighting,
+        tracked={name: values for name, values in moved.items() if name in tracked},
+        rest={name: values for name, values in moved.items() if name not in tracked},
+        back=stored["gone_at"] is not None,
+    )
+
+
+def same(stored: Any, seen: Any) -> bool:
+    """Whether two values are equal, decimals as far as the database keeps them."""
+    if isinstance(stored, Decimal) and isinstance(seen, Decimal) and stored != seen:
+        return stored.quantize(_STEP, ROUND_HALF_UP) == seen.quantize(_STEP, ROUND_HALF_UP)
+    return bool(stored == seen)
+
+
+def changes_of(found: Difference) -> list[Change]:
+    """The events that a difference is: one for each kind of field that changed, and perhaps `back`."""
+    kinds: dict[str, list[str]] = defaultdict(list)
+    for name in found.tracked:
+        kinds[KINDS.get(name, name)].append(name)
+    changes = [_change(found.sighting, "back")] if found.back else []
+    for kind, names in kinds.items():
+        before, after = ({name: found.tracked[name][side] for name in names} for side in (0, 1))
+        changes.append(_change(found.sighting, kind, before, after))
+    return changes
+
+
+def news_of(sighting: Sighting) -> Change:
+    """The event that an item was seen for the first time."""
+    item = sighting.item
+    shown = {name: value for name in ANNOUNCED if (value := getattr(item, name)) is not None}
+    return _change(sighting, "new", None, shown)
+
+
+def _change(
+    sighting: Sighting, kind: str, before: dict[str, Any] | None = None, after: dict[str, Any] | None = None
+) -> Change:
+    at, shop_crawl_id = sighting.seen_at, sighting.shop_crawl_id
+    return Change(sighting.shop_id, sighting.item_id, kind, at, shop_crawl_id, before, after)

@@ -16,9 +16,10 @@ from models.billing import FREE
 from models.budget import DailyCaps, Settlement, settle
 from models.bulk import insert_rows, query_rows
 from models.database import is_postgresql
-from models.items import Diff, Sighting, changes, sighting_of, write
+from models.items import Diff, Sighting, sighting_of
 from models.messages import PageTask
 from models.source import FetchedPage
+from models.store import observe
 from models.tables import call, page, page_body
 
 TOO_FAR = "window-too-large"
@@ -223,23 +224,20 @@ async def _lock_current(connection: AsyncConnection, results: Sequence[PageResul
 async def _store_accepted(connection: AsyncConnection, results: Sequence[PageResult]) -> list[dict[str, Any]]:
     """Store results; returns the columns that each one's page got."""
     sightings = [sighting for result in results for sighting in result.sightings]
-    change = await changes(connection, sightings)
-    rows = _page_rows(results, change)
+    rows = _page_rows(results, await observe(connection, sightings))
     await query_rows(connection, _FINISH, _PAGE_COLUMNS, rows)
-    await write(connection, change)
     await _store_bodies(connection, [result for result in results if result.body])
     await _move_windows(connection, [result for result in results if result.window_end])
     return rows
 
 
-def _page_rows(results: Sequence[PageResult], change: Diff) -> list[dict[str, Any]]:
-    new, changed = {s.key for s in change.new}, {s.key for s in change.changed}
+def _page_rows(results: Sequence[PageResult], diff: Diff) -> list[dict[str, Any]]:
+    # By identity: of an item seen twice only that sighting counts which made it new or changed it.
+    new, changed = {id(s) for s in diff.new}, {id(s) for s in diff.changed}
     rows = []
     for result in results:
-        keys = {s.key for s in result.sightings}
-        rows.append(_page_row(result, new_items=len(keys & new), changed_items=len(keys & changed)))
-        new -= keys  # an item on two pages of one batch is new once
-        changed -= keys
+        shown = {id(s) for s in result.sightings}
+        rows.append(_page_row(result, new_items=len(shown & new), changed_items=len(shown & changed)))
     return rows
 
 

@@ -14,6 +14,7 @@ from models.ledger import Calls, PageResult, store_results, with_page
 from models.messages import PageTask
 from models.settings import Settings, async_url
 from models.source import FetchedPage, Item
+from models.tables import item, item_seen
 from producer.dispatch import Dispatcher
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -96,6 +97,15 @@ async def rows(engine: AsyncEngine, table: sa.Table, *where: sa.ColumnElement[bo
     """The rows of a table that fit, in the order of its primary key."""
     async with engine.connect() as connection:
         return list(await connection.execute(sa.select(table).where(*where).order_by(*table.primary_key)))
+
+
+async def stored(engine: AsyncEngine) -> list[sa.Row[Any]]:
+    """Every item with what its last sighting moved: all columns of `item`, then those that only `item_seen` has."""
+    both = (item.c.shop_id == item_seen.c.shop_id) & (item.c.item_id == item_seen.c.item_id)
+    more = [column for column in item_seen.c if column.name not in item.c]
+    query = sa.select(item, *more).join(item_seen, both).order_by(*item.primary_key)
+    async with engine.connect() as connection:
+        return list(await connection.execute(query))
 
 
 async def scalar(connection: AsyncConnection, sql: str) -> Any:

@@ -18,8 +18,9 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from models.items import FIGURES
 from models.settings import async_url
-from models.tables import call, crawl, item, page, shop, shop_crawl
+from models.tables import call, crawl, item, item_seen, page, shop, shop_crawl
 from tests.servers import spawn
 from tests.simulator.process import SimulatorProcess
 
@@ -182,7 +183,10 @@ class Fleet:
 
     async def stored(self) -> dict[Key, Values]:
         """Every stored item with every column that the vendor's row speaks of."""
-        rows = await self.read(sa.select(shop.c.key, item).join(shop, shop.c.id == item.c.shop_id))
+        figures = [item_seen.c[name] for name in FIGURES]
+        seen = (item_seen.c.shop_id == item.c.shop_id) & (item_seen.c.item_id == item.c.item_id)
+        query = sa.select(shop.c.key, item, *figures).join(shop, shop.c.id == item.c.shop_id)
+        rows = await self.read(query.join(item_seen, seen))
         return {(row.key, row.item_id): {name: row._mapping[name] for name in COLUMNS} for row in rows}
 
     async def assert_complete(self, crawl_id: int) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.tables import item
+from models.tables import item, item_seen
 from tests.e2e.fleet import COLUMNS, TOKEN, Fleet
 from tests.servers import RedisServer
 from tests.simulator.process import SimulatorProcess
@@ -24,8 +24,9 @@ def simulator() -> Iterator[SimulatorProcess]:
 
 
 def test_every_column_of_an_item_is_compared() -> None:
-    bookkeeping = {"shop_id", "item_id", "content_hash", "first_seen", "last_seen", "changed_at", "shop_crawl_id"}
-    assert set(COLUMNS) == {column.name for column in item.columns} - bookkeeping
+    bookkeeping = {"shop_id", "item_id", "shop_crawl_id", "first_seen", "changed_at", "last_seen", "figures_at"}
+    bookkeeping |= {"tracked_hash", "rest_hash", "misses", "gone_at"}
+    assert set(COLUMNS) == {column.name for table in (item, item_seen) for column in table.columns} - bookkeeping
 
 
 async def test_embedded_crawl_on_sqlite_stores_exactly_the_truth(tmp_path: Path, simulator: SimulatorProcess) -> None:

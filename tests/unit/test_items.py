@@ -1,4 +1,4 @@
-"""When an item counts as new, changed or the same, decided without a database."""
+"""What a sighting says otherwise than the store, and which events that makes, decided without a database."""
 
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
@@ -8,12 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.items import FIELDS, TRACKED, UNTRACKED, Sighting, content_hash, diff, sighting_of
+from models.changes import Change
+from models.items import FIGURES, VALUES, Sighting, changes_of, content_hash, difference, same, sighting_of, waves
 from models.ledger import PageResult, with_page
 from models.messages import PageTask
+from models.settings import TRACKED_FIELDS
 from models.source import FetchedPage, Item
+from models.tables import item, item_seen, item_version
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+CHINA = timezone(timedelta(hours=8))
 
 
 def seen(item_id: str, at: float = 0, *, shop: int = 1, **fields: Any) -> Sighting:
@@ -21,40 +25,102 @@ def seen(item_id: str, at: float = 0, *, shop: int = 1, **fields: Any) -> Sighti
     return sighting_of(item, shop_id=shop, shop_crawl_id=10, seen_at=NOON + timedelta(seconds=at))
 
 
+STORED = dict.fromkeys((*VALUES, "gone_at")) | {
+    "title": "cup",
+    "price": Decimal("3.900000"),
+    "agent_price": Decimal("3.5"),
+    "images": ["a", "b"],
+    "category_id": "7",
+    "category_path": ["1", "7"],
+    "created_time": NOON,
+    "extra": {"a": [1, 2.5]},
+}
+
+
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("sent", "tracked", "rest"),
     [
-        ({"price": Decimal("3.90")}, {"price": Decimal("3.9")}),
-        ({"price": Decimal("0")}, {"price": Decimal("0.000000")}),
-        ({"price": Decimal("1E+3")}, {"price": Decimal("1000")}),
-        ({"created_time": NOON}, {"created_time": NOON.astimezone(timezone(timedelta(hours=8)))}),
-        *[({field: 1}, {field: 2}) for field in sorted(UNTRACKED)],
+        ({}, {}, {}),
+        (
+            {"title": "cup", "price": Decimal("3.9"), "created_time": NOON.astimezone(timezone(timedelta(hours=8)))},
+            {},
+            {},
+        ),
+        ({"price": Decimal("3.9000004")}, {}, {}),
+        ({"price": Decimal("3.9000005")}, {"price": (Decimal("3.9"), Decimal("3.9000005"))}, {}),
+        ({"price": Decimal("0")}, {"price": (Decimal("3.9"), Decimal("0"))}, {}),
+        ({"title": "", "images": []}, {"title": ("cup", ""), "images": (["a", "b"], [])}, {}),
+        ({"images": ["b", "a"]}, {"images": (["a", "b"], ["b", "a"])}, {}),
+        ({"stock": 0}, {"stock": (None, 0)}, {}),
+        ({"extra": {"a": [1, 2.5]}, "sold_30d": 9}, {}, {}),
+        ({"extra": {}, "new_product": False}, {}, {"extra": ({"a": [1, 2.5]}, {}), "new_product": (None, False)}),
     ],
 )
-def test_equal_numbers_and_moments_and_moving_figures_are_no_change(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert content_hash(Item(item_id="1", **one)) == content_hash(Item(item_id="1", **other))
+def test_a_difference_is_a_field_that_was_sent_and_has_another_value(
+    sent: dict[str, Any], tracked: dict[str, Any], rest: dict[str, Any]
+) -> None:
+    found = difference(STORED, seen("1", **sent), TRACKED_FIELDS)
+    assert (found.tracked, found.rest, found.back) == (tracked, rest, False)
 
 
-@pytest.mark.parametrize("field", TRACKED)
-def test_a_change_of_any_tracked_field_is_a_change(field: str) -> None:
-    values: list[Any] = [None, "a", "b"]
-    if field in {"price", "drop_ship_price", "wholesale_price", "origin_price", "agent_price"}:
-        values = [None, Decimal("0"), Decimal("0.01")]
+def test_which_fields_leave_a_version_is_a_setting() -> None:
+    found = difference(STORED, seen("1", title="mug", extra={}), ["extra"])
+    assert (set(found.tracked), set(found.rest)) == ({"extra"}, {"title"})
+
+
+def test_fields_of_one_kind_make_one_change_with_only_what_changed() -> None:
+    sighting = seen("1", 5, title="mug", price=Decimal("4.50"), agent_price=Decimal(4), category_id="8", images=[])
+    found = difference(STORED | {"gone_at": NOON}, sighting, TRACKED_FIELDS)
+    common: dict[str, Any] = {"shop_id": 1, "item_id": "1", "at": NOON + timedelta(seconds=5), "shop_crawl_id": 10}
+    assert {change.kind: change for change in changes_of(found)} == {
+        "back": Change(kind="back", **common),
+        "title": Change(kind="title", before={"title": "cup"}, after={"title": "mug"}, **common),
+        "price": Change(
+            kind="price",
+            before={"price": Decimal("3.9"), "agent_price": Decimal("3.5")},
+            after={"price": Decimal("4.5"), "agent_price": Decimal(4)},
+            **common,
+        ),
+        "category": Change(kind="category", before={"category_id": "7"}, after={"category_id": "8"}, **common),
+        "image": Change(kind="image", before={"images": ["a", "b"]}, after={"images": []}, **common),
+    }
+
+
+@pytest.mark.parametrize(
+    ("stored", "sent", "equal"),
+    [
+        (None, Decimal(1), False),
+        (Decimal("1E+3"), Decimal("1000.00"), True),
+        (Decimal("-0.0000005"), Decimal("-0.000001"), True),
+        (1, True, True),
+        ("1", 1, False),
+    ],
+)
+def test_values_are_the_same_if_the_database_keeps_them_alike(stored: Any, sent: Any, equal: bool) -> None:
+    assert same(stored, sent) is equal
+
+
+@pytest.mark.parametrize("field", VALUES)
+def test_every_value_has_its_part_in_the_hash_and_no_figure_has(field: str) -> None:
+    values: list[Any] = [None, Decimal(0), Decimal("0.01")] if field.endswith("price") else [None, "a", "b"]
     if field == "created_time":
         values = [None, NOON, NOON + timedelta(seconds=1)]
     assert len({content_hash(Item(item_id="1", **{field: value})) for value in values}) == 3
+    figures: list[dict[str, Any]] = [{figure: 1} for figure in FIGURES]
+    assert {content_hash(Item(item_id="1", **each)) for each in figures} == {content_hash(Item(item_id="1"))}
 
 
-def test_values_that_swap_their_fields_are_a_change() -> None:
+def test_values_that_swap_their_fields_have_another_hash() -> None:
     assert content_hash(Item(item_id="1", unit="a", status="b")) != content_hash(
         Item(item_id="1", unit="b", status="a")
     )
-    assert content_hash(Item(item_id="1", images=["a", "b"])) != content_hash(Item(item_id="1", images=["b", "a"]))
 
 
-def test_every_field_is_either_tracked_or_known_to_move() -> None:
-    assert set(TRACKED) | UNTRACKED == set(FIELDS)
-    assert set(FIELDS) | {"item_id"} == set(Item.__struct_fields__)
+def test_the_tables_hold_every_field_and_versions_all_that_can_be_tracked() -> None:
+    assert set(FIGURES) | set(VALUES) | {"item_id"} == set(Item.__struct_fields__)
+    assert set(VALUES) <= set(item.c.keys())
+    assert set(FIGURES) <= set(item_seen.c.keys())
+    assert set(TRACKED_FIELDS) <= set(item_version.c.keys())
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=6, max_value=10**13, min_value=-(10**13)))
@@ -64,41 +130,38 @@ def test_a_hash_fits_a_signed_64_bit_column_and_knows_every_decimal(price: Decim
     assert content_hash(item) != content_hash(Item(item_id="1", price=price + Decimal("0.000001")))
 
 
-def test_items_are_sorted_into_new_changed_and_unchanged() -> None:
-    sightings = [seen("3", title="c"), seen("1", title="a"), seen("2", title="b"), seen("2", title="b", shop=2)]
-    stored = {(1, "1"): content_hash(sightings[1].item), (1, "2"): 0}
-    change = diff(stored, sightings)
-    assert [s.key for s in change.new] == [(1, "3"), (2, "2")]
-    assert [s.key for s in change.changed] == [(1, "2")]
-    assert [s.key for s in change.unchanged] == [(1, "1")]
-
-
-@given(st.permutations([seen("1", 3, title="late"), seen("1", 1, title="early"), seen("2"), seen("0")]))
-def test_one_item_seen_twice_is_one_with_the_later_answer_in_an_order_that_all_writers_share(
-    sightings: list[Sighting],
-) -> None:
-    change = diff({}, sightings)
-    assert [s.key[1] for s in change.new] == ["0", "1", "2"]
-    assert change.new[1].item.title == "late"
-    assert not change.changed
-    assert not change.unchanged
+@given(st.permutations([seen("1", 3), seen("1", 1), seen("2"), seen("0", shop=2), seen("0", 7), seen("1", 2)]))
+def test_waves_show_each_item_once_in_the_order_of_time_and_in_one_order_for_all_writers(given: list[Sighting]) -> None:
+    found = waves(given)
+    assert [[(s.key, s.seen_at) for s in wave] for wave in found] == [
+        [
+            ((1, "0"), NOON + timedelta(seconds=7)),
+            ((1, "1"), NOON + timedelta(seconds=1)),
+            ((1, "2"), NOON),
+            ((2, "0"), NOON),
+        ],
+        [((1, "1"), NOON + timedelta(seconds=2))],
+        [((1, "1"), NOON + timedelta(seconds=3))],
+    ]
 
 
 def test_of_two_answers_of_one_moment_the_last_one_counts() -> None:
-    assert diff({}, [seen("1", title="a"), seen("1", title="b")]).new[0].item.title == "b"
+    assert [[s.item.title for s in wave] for wave in waves([seen("1", title="a"), seen("1", title="b")])] == [["b"]]
 
 
-@pytest.mark.parametrize("field", TRACKED)
-def test_a_sighting_gives_its_item_back_and_knows_whether_a_tracked_field_was_not_sent(field: str) -> None:
-    moving = {"gmv_30d": Decimal("0.50"), "sold_30d": 0, "extra": {"深": [1, None, 2.5]}}
-    price = {name: Decimal("3.90") for name in TRACKED if name.endswith("price")}
-    lists = {"images": ["a"], "category_path": [], "props": [["颜色", "红"]]}
-    numbers = {"quantity_begin": 1, "stock": 0, "new_product": False, "created_time": NOON}
-    full: dict[str, Any] = dict.fromkeys(TRACKED, "") | price | lists | numbers | moving
-    whole, partly = seen("1", **full), seen("1", **full | {field: None})
-    assert whole.item == Item(item_id="1", **full)
-    assert partly.item == Item(item_id="1", **full | {field: None})
-    assert (whole.silent, partly.silent) == (False, True)
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=6, max_value=10**13, min_value=-(10**13)))
+def test_equal_figures_are_equal_texts_and_others_are_not(gmv: Decimal) -> None:
+    texts = [
+        seen("1", gmv_30d=value).seen for value in (gmv, gmv * 10 / 10, gmv.normalize(), gmv + Decimal("0.000001"))
+    ]
+    assert bytes(texts[0]) == bytes(texts[1]) == bytes(texts[2]) != bytes(texts[3])
+
+
+def test_a_sighting_gives_its_item_back() -> None:
+    figures = {"gmv_30d": Decimal("0.50"), "sold_30d": 0}
+    full: dict[str, Any] = {name: value for name, value in STORED.items() if value is not None} | figures
+    assert seen("1", **full).item == Item(item_id="1", **full)
+    assert seen("1").item == Item(item_id="1")
 
 
 @pytest.mark.parametrize("value", ["\ud83d", object(), {1.5j}])
