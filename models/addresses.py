@@ -16,6 +16,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or host.endswith(".localhost")
 
 
+def is_private(host: str) -> bool:
+    """Whether a host is an address that no packet from beyond its own network reaches."""
+    try:
+        return ipaddress.ip_address(host).is_private
+    except ValueError:
+        return False
+
+
 def warn_if_plain_http(url: str) -> None:
     """Log a warning, once for each address, if calls would carry a token unencrypted off this machine."""
     parts = urlsplit(url)

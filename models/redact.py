@@ -26,6 +26,7 @@ _NAMED = re.compile(
         [^\s"'&<>]+""",
 )
 _AUTHORIZATION = re.compile(r"""(?i)\b(authorization["']?\s*[:=,]\s*["']?(?:bearer|basic)\s+)[^\s"',]+""")
+_WEBHOOK = re.compile(r"whsec_[\w-]+")  # secrets of our own making name themselves
 _PERCENT = re.compile("%[0-9A-F]{2}")
 _MARKUP = re.compile("[<>&='+]")  # what some JSON encoders escape for the sake of HTML
 _ENCODED = re.compile(r"%[0-9A-Fa-f]{2}|\\u[0-9A-Fa-f]{4}|[^A-Za-z0-9]")  # what encodings may change or have made
@@ -39,6 +40,7 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
         text = known.sub(MASK, text)
     text = _NAMED.sub(rf"\1{MASK}", text)
     text = _AUTHORIZATION.sub(rf"\1{MASK}", text)
+    text = _WEBHOOK.sub(MASK, text)
     return _USERINFO.sub(rf"\1{MASK}@", text)
 
 

@@ -22,6 +22,7 @@ from models.messages import QUEUE, URGENT_QUEUE, PageTask
 from models.settings import Settings
 from models.source import source_named, source_names
 from producer import metrics, news
+from producer.deliver import LANES, Deliverer
 from producer.dispatch import Dispatcher, oldest_due, window
 from producer.enqueue import send
 from producer.hold import rest_crawls
@@ -47,6 +48,7 @@ class Producer:
         self._settings, self._engine, self._clock = settings, engine, clock
         self._redis = Redis.from_url(redis_url(settings), socket_timeout=10, socket_connect_timeout=5)
         self._dispatcher = Dispatcher(settings)
+        self._deliverer = Deliverer(settings, engine, clock)
         self._suspicion = Suspicion()
         self._capacities: Sequence[int] = ()
         self._bans: dict[str, list[Ban]] = {}
@@ -63,8 +65,10 @@ class Producer:
         """Work until cancelled; an outage of the database or Redis only makes it wait."""
         try:
             named = {"reconcile": self._look_after, "dispatch": self._work, "fleet": self._count_fleet}
+            named |= {f"webhooks {lane}": self._deliverer.step for lane in range(1, LANES + 1)}
             if self._settings.metrics_port:  # nobody else asks for these sums
                 named["spending"] = Spending(self._engine, self._clock).measure
+                named["webhooks"] = self._deliverer.measure
             steps = [self._repeat(step, name) for name, step in named.items()]
             async with background(*steps, self._clock.keep(self._engine)):
                 await asyncio.Event().wait()

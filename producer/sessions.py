@@ -24,6 +24,7 @@ from models.sessions import (
 )
 from models.settings import Settings, load_settings
 from models.source import source_named
+from models.subscriptions import reseal_subscriptions
 from models.vault import WRONG_KEY, Vault, new_key
 from producer import run
 from producer.shops import SessionsOf, read_sessions, shop_session
@@ -83,11 +84,11 @@ def forget(shop: str, source: Source = DEFAULT_SOURCE) -> None:
 
 @app.command("rotate")
 def rotate() -> None:
-    """Seal every session anew: with the newest key of SHOPCRAWL_SECRET_KEY, or else with a new key in the key file."""
+    """Seal every session and webhook's secret anew, with SHOPCRAWL_SECRET_KEY's newest key or a new one in the file."""
     resealed, unreadable = run.run_until_signalled(_rotate(load_settings()))
     sys.stdout.write(f"sealed with the newest key: {resealed}\n")
     if unreadable:
-        raise UnavailableError(f"sessions left out: {unreadable}, {WRONG_KEY}: add that key, or set them anew")
+        raise UnavailableError(f"left out: {unreadable}, {WRONG_KEY}: add that key, or set them anew")
 
 
 @app.command("key")
@@ -136,7 +137,10 @@ async def _rotate(settings: Settings) -> tuple[int, int]:
     vault = Vault(settings)
     async with run.database(settings) as (engine, _clock):
         with vault.rotation():
-            return await reseal_all(engine, vault)
+            sessions = await reseal_all(engine, vault)
+            async with engine.begin() as connection:
+                webhooks = await reseal_subscriptions(connection, vault)
+    return sessions[0] + webhooks[0], sessions[1] + webhooks[1]
 
 
 def _print(lines: list[SessionLine]) -> None:

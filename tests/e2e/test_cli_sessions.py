@@ -171,7 +171,7 @@ def test_keys_from_the_settings_rotate_too_and_a_lost_one_is_told(tmp_path: Path
     assert len({old, new}) == 2
     shopcrawl(tmp_path, "session", "set", "b1", stdin=SESSION, secret_key=old)
     lost = shopcrawl(tmp_path, "session", "rotate", secret_key=new, code=2)
-    assert "sessions left out: 1, sealed with a key that SHOPCRAWL_SECRET_KEY" in lost.err
+    assert "left out: 1, sealed with a key that SHOPCRAWL_SECRET_KEY" in lost.err
     assert old not in lost.err and new not in lost.err
     assert shopcrawl(tmp_path, "session", "rotate", secret_key=f"{new},{old}").out == "sealed with the newest key: 1\n"
     assert stored(tmp_path, secret_key=new) == {"b1": SESSION}

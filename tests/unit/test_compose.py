@@ -53,13 +53,13 @@ def test_only_flower_is_published_and_only_on_loopback() -> None:
     assert published == {"flower": ["127.0.0.1:5555:5555"]}
 
 
-def test_only_workers_reach_the_internet_and_stores_are_reached_from_inside_alone() -> None:
+def test_only_what_calls_apis_or_webhooks_reaches_the_internet_and_stores_are_reached_from_inside_alone() -> None:
     networks = COMPOSE["networks"]
     assert networks["backend"] == {"internal": True}
     outside = {name for name, service in SERVICES.items() if "egress" in service["networks"]}
-    assert outside == {"worker"}
+    assert outside == {"worker", "producer"}
     assert {name for name, service in SERVICES.items() if service["networks"] == ["backend"]} == SERVICES.keys() - {
-        "worker",
+        *outside,
         "flower",
     }
 
