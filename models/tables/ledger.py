@@ -166,13 +166,16 @@ slice_ = sa.Table(
     sa.Column("shop_crawl_id", BigId, sa.ForeignKey("shop_crawl.id"), primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("round", sa.Integer, nullable=False, comment="1: the listing; then what was edited meanwhile"),
-    sa.Column("kind", sa.Text, nullable=False, comment="root of its round, part of it, or check of the root's count"),
+    sa.Column(
+        "kind", sa.Text, nullable=False, comment="root of its round, part, check of a count; second pass: tail, seam, band"
+    ),
     sa.Column("state", sa.Text, nullable=False, comment="counting, paging, split, done or short"),
     sa.Column("start_at", UtcDateTime, comment="first time of change, inclusive; NULL: from the beginning"),
     sa.Column("end_at", UtcDateTime, nullable=False, comment="last time of change, inclusive"),
     sa.Column("cid", sa.Text, comment="only this category"),
     sa.Column("price_start", sa.Text, comment="only from this price on"),
     sa.Column("price_end", sa.Text, comment="only up to this price"),
+    sa.Column("page_size", sa.Integer, comment="rows to ask for, if not as many as the crawl does"),
     sa.Column("expected", sa.BigInteger, comment="rows that it can have at most, known before the first call"),
     sa.Column("rest_end", UtcDateTime, comment="where the sibling ends that is opened once this one is counted"),
     sa.Column("rest_total", sa.BigInteger, comment="rows of this slice and that sibling together"),

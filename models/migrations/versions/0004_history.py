@@ -30,6 +30,7 @@ _MEANINGS = (
     ("item", "changed_at", "since when its tracked fields are as they are"),
     ("item", "shop_crawl_id", "the shop crawl that saw them so first"),
     ("shop_crawl", "verdict", "complete, drifted, suspect, partial or failed"),
+    ("slice", "kind", "root of its round, part, check of a count; second pass: tail, seam, band"),
 )
 TRACKED, REST = "of the fields whose changes are kept", "of the other fields of table `item`"
 
@@ -60,6 +61,8 @@ def _extend_ledger() -> None:
         op.add_column("shop", sa.Column(name, kind(), comment=comment))
     for name, comment in (("price_start", "only from this price on"), ("price_end", "only up to this price")):
         op.add_column("slice", sa.Column(name, sa.Text(), comment=comment))
+    size = sa.Column("page_size", sa.Integer(), comment="rows to ask for, if not as many as the crawl does")
+    op.add_column("slice", size)
     mode = sa.Column(
         "mode", sa.Text(), nullable=False, server_default="full", comment="full, or new: until a page is known"
     )
@@ -267,7 +270,7 @@ def downgrade() -> None:
     op.drop_table("item_seen")
     for name in ("mode", "first_distinct", "second_pass", "gone_items"):
         op.drop_column("shop_crawl", name)
-    for name in ("price_end", "price_start"):
+    for name in ("page_size", "price_end", "price_start"):
         op.drop_column("slice", name)
     for name in reversed(SHOP):
         op.drop_column("shop", name)
