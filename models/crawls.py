@@ -14,6 +14,7 @@ from models.budget import raise_caps
 from models.bulk import insert_rows, query_rows
 from models.database import is_postgresql
 from models.messages import NORMAL_PRIORITY, URGENT_PRIORITY
+from models.modes import FULL, WHOLE, Mode, Wanted, readings
 from models.settings import Settings
 from models.source import source_named
 from models.tables import crawl, page, shop, shop_crawl, slice_
@@ -46,6 +47,8 @@ class Submission(msgspec.Struct, frozen=True):
     shops: int
     pending: int = 0
     """Shops left out because a re-crawl of them is pending already."""
+    fresh: int = 0
+    """Shops left out because their data is not as old as that."""
 
 
 def fingerprint(kind: str, shops: Sequence[ShopRequest]) -> str:
@@ -62,12 +65,13 @@ async def submit_crawl(
     settings: Settings,
     priority: int = NORMAL_PRIORITY,
     budget: Budget = NO_BUDGET,
+    mode: Mode = WHOLE,
 ) -> Submission:
     """Start a crawl of these shops, or find the unfinished one that the same request started before.
 
-    A crawl that is found keeps its budget unless another one is given.
+    A crawl that is found keeps its budget unless another one is given. There is none (id 0) if no shop needs one.
     """
-    mark = fingerprint("crawl", shops)
+    mark = fingerprint(mode.mark("crawl"), shops)
     if is_postgresql(connection):  # the same command twice at once: the second one waits and finds the first one's
         await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(mark, 0))))
     running = sa.select(crawl.c.id).where(crawl.c.fingerprint == mark, crawl.c.state != "finished")
@@ -77,8 +81,13 @@ async def submit_crawl(
             await raise_caps(connection, found, max_calls=budget.max_calls, max_spend=budget.max_spend, now=now)
         return Submission(found, resumed=True, shops=len(shops))
     crawl_id = await _new_crawl(connection, "crawl", mark, priority, now, budget)
-    taken = await _add_shops(connection, crawl_id, "crawl", shops, priority=priority, now=now, settings=settings)
-    return Submission(crawl_id, resumed=False, shops=taken)
+    taken, fresh = await _add_shops(
+        connection, crawl_id, "crawl", shops, priority=priority, now=now, settings=settings, mode=mode
+    )
+    if taken == 0 and fresh:
+        await connection.execute(sa.delete(crawl).where(crawl.c.id == crawl_id))
+        return Submission(0, resumed=False, shops=0, fresh=fresh)
+    return Submission(crawl_id, resumed=False, shops=taken, fresh=fresh)
 
 
 async def submit_recrawl(
@@ -89,16 +98,25 @@ async def submit_recrawl(
     settings: Settings,
     priority: int = URGENT_PRIORITY,
     budget: Budget = NO_BUDGET,
+    mode: Mode = WHOLE,
+    schedule_id: int | None = None,
 ) -> Submission:
-    """Re-crawl these shops ahead of other work; shops whose re-crawl is pending already are left to that one."""
+    """Re-crawl these shops ahead of other work; shops whose re-crawl is pending already are left to that one.
+
+    There is no crawl (id 0) if no shop needs one.
+    """
     shops = sorted(shops, key=lambda request: (request.source, request.key))  # one order for all: no deadlocks
-    crawl_id = await _new_crawl(connection, "recrawl", fingerprint("recrawl", shops), priority, now, budget)
-    taken = await _add_shops(connection, crawl_id, "recrawl", shops, priority=priority, now=now, settings=settings)
+    mark = fingerprint(mode.mark("recrawl"), shops)
+    crawl_id = await _new_crawl(connection, "recrawl", mark, priority, now, budget, schedule_id)
+    taken, fresh = await _add_shops(
+        connection, crawl_id, "recrawl", shops, priority=priority, now=now, settings=settings, mode=mode
+    )
+    left = len(shops) - taken - fresh
     if taken == 0:
         await connection.execute(sa.delete(crawl).where(crawl.c.id == crawl_id))
-        pending = await _pending_recrawl(connection, shops)
-        return Submission(pending or 0, resumed=True, shops=0, pending=len(shops))
-    return Submission(crawl_id, resumed=False, shops=taken, pending=len(shops) - taken)
+        pending = await _pending_recrawl(connection, shops) if left else None
+        return Submission(pending or 0, resumed=pending is not None, shops=0, pending=left, fresh=fresh)
+    return Submission(crawl_id, resumed=False, shops=taken, pending=left, fresh=fresh)
 
 
 async def submit_plan(
@@ -106,12 +124,20 @@ async def submit_plan(
 ) -> Submission:
     """Count these shops' items: one call for each, ahead of other work; nothing more is fetched."""
     crawl_id = await _new_crawl(connection, "plan", fingerprint("plan", shops), URGENT_PRIORITY, now)
-    taken = await _add_shops(connection, crawl_id, "plan", shops, priority=URGENT_PRIORITY, now=now, settings=settings)
+    taken, _ = await _add_shops(
+        connection, crawl_id, "plan", shops, priority=URGENT_PRIORITY, now=now, settings=settings
+    )
     return Submission(crawl_id, resumed=False, shops=taken)
 
 
 async def _new_crawl(
-    connection: AsyncConnection, kind: str, mark: str, priority: int, now: datetime, budget: Budget = NO_BUDGET
+    connection: AsyncConnection,
+    kind: str,
+    mark: str,
+    priority: int,
+    now: datetime,
+    budget: Budget = NO_BUDGET,
+    schedule_id: int | None = None,
 ) -> int:
     values = {
         "kind": kind,
@@ -121,6 +147,7 @@ async def _new_crawl(
         "options": {},
         "max_calls": budget.max_calls,
         "max_spend": budget.max_spend,
+        "schedule_id": schedule_id,
         "created_at": now,
     }
     result = await connection.execute(sa.insert(crawl).values(values).returning(crawl.c.id))
@@ -136,39 +163,46 @@ async def _add_shops(
     priority: int,
     now: datetime,
     settings: Settings,
-) -> int:
-    """Insert shops, shop crawls and each one's first page; returns how many shop crawls were new."""
+    mode: Mode = WHOLE,
+) -> tuple[int, int]:
+    """Insert shops, shop crawls and each one's first page; returns how many were new, and how many need no crawl."""
     known = await shop_rows(connection, shops, now)
+    wanted = {
+        known[request.source, request.key].id: Wanted(
+            request.source, request.options, known[request.source, request.key].watermark
+        )
+        for request in shops
+    }
+    reading = await readings(connection, wanted, mode, now=now, settings=settings)
     rules = {source: source_named(source).windows(settings) for source in {request.source for request in shops}}
     rows = [
         {
             "crawl_id": crawl_id,
-            "shop_id": known[request.source, request.key].id,
+            "shop_id": key,
             "kind": kind,
+            "mode": how.mode,
             "state": "open",
             "priority": priority,
-            "options": request.options,
+            "options": how.options,
             "planned": 1,
-            "slices": int(rules[request.source] is not None),
-            "pages_made": int(rules[request.source] is not None),
+            "slices": int(rules[wanted[key].source] is not None),
+            "pages_made": int(rules[wanted[key].source] is not None),
             "created_at": now,
         }
-        for request in shops
+        for key, how in reading.items()
     ]
     added = await insert_rows(connection, shop_crawl, rows, conflict="ON CONFLICT DO NOTHING", returning="id, shop_id")
-    wanted = {known[request.source, request.key].id: request for request in shops}
     first_pages, first_slices = [], []
     for row in sorted(added, key=lambda r: r.id):
-        request = wanted[row.shop_id]
-        windows, part = rules[request.source], 0
-        if windows is not None:
-            watermark = known[request.source, request.key].watermark
-            first_slices.append({"shop_crawl_id": row.id, **first_slice(request.options, watermark, windows, now)})
+        source, watermark, part = wanted[row.shop_id].source, wanted[row.shop_id].watermark, 0
+        if (windows := rules[source]) is not None:
+            options = reading[row.shop_id].options
+            first_slices.append({"shop_crawl_id": row.id, **first_slice(options, watermark, windows, now)})
             part = 1
-        first_pages.append({**new_page(row.id, request.source, 1, priority, now), "slice": part})
+        first_pages.append({**new_page(row.id, source, 1, priority, now), "slice": part})
     await insert_rows(connection, slice_, first_slices)
     await insert_rows(connection, page, first_pages)
-    return len(added)
+    return len(added), len(wanted) - len(reading)
 
 
 def new_page(
@@ -220,11 +254,12 @@ async def _pending_recrawl(connection: AsyncConnection, shops: Sequence[ShopRequ
     return newest
 
 
-def _newest(column: sa.Column[Any]) -> sa.Subquery:
+def _newest(column: sa.Column[Any], *more: sa.ColumnElement[bool]) -> sa.Subquery:
     """The shop crawl of each shop with the highest value in `column`; those without a value do not count."""
     order = sa.func.row_number().over(partition_by=shop_crawl.c.shop_id, order_by=column.desc())
     columns = (shop_crawl.c.shop_id, shop_crawl.c.verdict, shop_crawl.c.settled_at, shop_crawl.c.options)
-    inner = sa.select(*columns, order.label("nth")).where(column.is_not(None), shop_crawl.c.kind != "plan").subquery()
+    wanted = (column.is_not(None), shop_crawl.c.kind != "plan", *more)
+    inner = sa.select(*columns, order.label("nth")).where(*wanted).subquery()
     return sa.select(inner).where(inner.c.nth == 1).subquery()
 
 
@@ -241,7 +276,8 @@ async def known_shops(
 
     Verdict and age are those of a shop's newest settled crawl: without one it fits neither filter.
     """
-    newest, settled = _newest(shop_crawl.c.id), _newest(shop_crawl.c.settled_at)
+    # Crawls of mode `new` have options of their own, and there is a full one before each of them.
+    newest, settled = _newest(shop_crawl.c.id, shop_crawl.c.mode == FULL), _newest(shop_crawl.c.settled_at)
     query = (
         sa.select(shop.c.source, shop.c.key, newest.c.options)
         .join(newest, newest.c.shop_id == shop.c.id)

@@ -187,6 +187,14 @@ class Source(Protocol):
     def options(self, given: Mapping[str, str], settings: Settings) -> dict[str, Any]:
         """Validate the options given for a crawl or a shop and fill in defaults. Raises UsageError."""
 
+    def whole(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of a crawl that shows all there is, and not only what has changed."""
+        return dict(options)
+
+    def newest(self, options: Mapping[str, Any]) -> dict[str, Any] | None:  # noqa: ARG002 (for adapters)
+        """The options of a crawl of mode `new`, which shows first what was added or changed; None: it has none."""
+        return None
+
     def narrowed(self, options: Mapping[str, Any]) -> dict[str, Any] | None:  # noqa: ARG002 (for adapters)
         """The options with a shorter `fields`, to try after FieldsRefusedError; None if it is short already."""
         return None

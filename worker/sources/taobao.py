@@ -12,6 +12,7 @@ from models.errors import EarlyWindowError, TransientError
 from models.messages import PageTask
 from models.settings import Settings
 from models.source import Credential, FetchedPage, HttpRequest, HttpResponse, Limits, Source, WindowRules
+from models.windows import LAST
 from worker.sources import base, top_answer, top_errors, top_items, top_options
 from worker.sources.top_sign import sign
 
@@ -83,6 +84,14 @@ class TaobaoSource(Source):
     def options(self, given: Mapping[str, str], settings: Settings) -> dict[str, Any]:
         """Validate options and fill in defaults; an empty text counts as not given. Raises UsageError."""
         return top_options.checked(given, settings)
+
+    def whole(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Without `since`."""
+        return {name: value for name, value in options.items() if name != "since"}
+
+    def newest(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """What was modified since the last whole crawl."""
+        return {**options, "since": LAST}
 
     def narrowed(self, options: Mapping[str, Any]) -> dict[str, Any] | None:
         """The same options with only the fields that the vendor's page allows by name; None if they are so already."""

@@ -30,6 +30,7 @@ SORTS = ("default", "sales", "price_up", "price_down", "time_up", "time_down")
 
 # New items are appended under this order, so pages already read do not shift.
 DEFAULT_SORT = "time_up"
+NEWEST_FIRST = "time_down"
 MAX_PAGE_SIZE = 200
 
 # Far above any page size asked for; more than this is not a page, and must not fill the memory.
@@ -152,6 +153,10 @@ class TmapiSource(Source):
         if low and high and Decimal(low) > Decimal(high):
             raise UsageError(f"price_start {low} is above price_end {high}")
         return options
+
+    def newest(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The newest items first: behind a page of known ones there are no new ones."""
+        return {**options, "sort": NEWEST_FIRST}
 
     def request(
         self,
