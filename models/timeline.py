@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from models.items import same
+
 
 class Entry(msgspec.Struct, frozen=True):
     """From when on these values were seen, and by which shop crawl first; they hold until the next entry."""
@@ -22,7 +24,7 @@ Timeline = Sequence[Entry]
 
 def alike(one: Entry, other: Entry, names: Collection[str]) -> bool:
     """Whether two entries agree in the fields that count."""
-    return all(one.values.get(name) == other.values.get(name) for name in names)
+    return all(same(one.values.get(name), other.values.get(name)) for name in names)
 
 
 def completed(timeline: Timeline, seen: Entry) -> Entry:
@@ -35,7 +37,7 @@ def completed(timeline: Timeline, seen: Entry) -> Entry:
     return Entry(seen.at, seen.shop_crawl_id, whole)
 
 
-def corrected(timeline: Timeline, seen: Entry, newest: tuple[datetime, int], names: Collection[str]) -> list[Entry]:
+def corrected(timeline: Timeline, seen: Entry, newest: tuple[datetime, int], names: Collection[str]) -> Timeline:
     """The timeline with one observation more, made no later than the newest one.
 
     `newest` is when, and by which shop crawl, the last entry's values were seen last: they hold from then on in any
@@ -45,25 +47,25 @@ def corrected(timeline: Timeline, seen: Entry, newest: tuple[datetime, int], nam
     place = bisect_right(timeline, seen.at, key=_at)
     before, after = list(timeline[:place]), list(timeline[place:])
     if before and alike(before[-1], seen, names):
-        return list(timeline)
+        return timeline
     if before and before[-1].at == seen.at:
         # The other fields may have been seen since, and are not of this moment.
-        seen = Entry(seen.at, seen.shop_crawl_id, {**before[-1].values, **{name: seen.values[name] for name in names}})
+        seen = Entry(
+            seen.at, seen.shop_crawl_id, {**before[-1].values, **{name: seen.values.get(name) for name in names}}
+        )
         before.pop()
     elif before and not after and seen.at < newest[0]:
         after = [Entry(*newest, before[-1].values)]
-    return _joined([*before, seen, *after], names)
+    if before and alike(before[-1], seen, names):
+        seen = _joined(before.pop(), seen)
+    if after and alike(seen, after[0], names):
+        seen = _joined(seen, after.pop(0))
+    return [*before, seen, *after]
 
 
-def _joined(entries: Sequence[Entry], names: Collection[str]) -> list[Entry]:
-    """Runs of like entries as one: since the first of them, with the other fields as the last one has them."""
-    joined: list[Entry] = []
-    for entry in entries:
-        if joined and alike(joined[-1], entry, names):
-            entry = Entry(joined[-1].at, joined[-1].shop_crawl_id, entry.values)  # noqa: PLW2901
-            joined.pop()
-        joined.append(entry)
-    return joined
+def _joined(one: Entry, other: Entry) -> Entry:
+    """Two like neighbours as one: since the first, with the other fields as the second has them."""
+    return Entry(one.at, one.shop_crawl_id, other.values)
 
 
 def _at(entry: Entry) -> datetime:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.timeline import Entry, completed, corrected
+from models.timeline import Entry, Timeline, completed, corrected
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
 NAMES = ("price", "unit")
@@ -83,7 +83,7 @@ class History:
     """What a crawler keeps: it follows new observations, and hands late ones to `corrected`."""
 
     def __init__(self) -> None:
-        self.timeline: list[Entry] = []
+        self.timeline: Timeline = []
         self.newest = (START - timedelta(hours=1), -1)
 
     def observe(self, *seen: Entry) -> "History":
@@ -92,7 +92,7 @@ class History:
             if each.at > self.newest[0]:
                 self.newest = (each.at, each.shop_crawl_id)
                 if not self.timeline or not self._like_last(whole):
-                    self.timeline.append(whole)
+                    self.timeline = [*self.timeline, whole]
             else:
                 self.timeline = corrected(self.timeline, whole, self.newest, NAMES)
         return self
