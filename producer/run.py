@@ -146,11 +146,14 @@ async def _forecast(connection: AsyncConnection, clock: Clock, settings: Setting
 
 def describe(submission: Submission) -> str:
     """One line on what became of a request."""
+    if submission.shops == 0 and not submission.pending:
+        return f"nothing to do: none of the {submission.fresh} shops is due for a refresh"
     if submission.shops == 0:
         return f"all {submission.pending} shops are waiting for a re-crawl already (crawl {submission.crawl_id})"
     verb = "continues" if submission.resumed else "started"
     pending = f"; {submission.pending} more wait for a re-crawl already" if submission.pending else ""
-    return f"crawl {submission.crawl_id} {verb}: {submission.shops} shops{pending}"
+    fresh = f"; {submission.fresh} more are not due for a refresh" if submission.fresh else ""
+    return f"crawl {submission.crawl_id} {verb}: {submission.shops} shops{pending}{fresh}"
 
 
 async def see_through(
