@@ -52,10 +52,11 @@ def _meet_pool(sender: Any, **_: object) -> None:
     global _pool  # noqa: PLW0603 (see _make_hands)
     _pool = sender.pool
     # What start-up left behind stays: the collector need not look through it again and again. Pages make little
-    # cyclic garbage, so it may also look less often; a fifth of the CPU went there.
+    # cyclic garbage, so it may also look less often; a fifth of the CPU went there. Not too seldom: tracebacks are such
+    # garbage and hold their pages, and a worker whose pages all fail would grow by gigabytes.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
+    gc.set_threshold(20_000, 10, 5)
 
 
 def capacity() -> int:
