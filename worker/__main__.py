@@ -2,6 +2,9 @@
 
 import sys
 
+if __name__ == "__main__":
+    sys.modules["rich"] = None  # type: ignore[assignment]  # structlog would load it: 2 MB for colours that no log has
+
 from celery.bin.base import CLIContext
 from celery.bin.worker import worker
 
