@@ -1,6 +1,7 @@
 """Reads the rows of a data set in order: page after page by their keys, so that memory stays flat."""
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -104,28 +105,42 @@ class Batches:
 
     async def _fetch(self, group: Sequence[Shop], after: sa.Row[Any] | None = None) -> Sequence[sa.Row[Any]]:
         """Rows of a group, BATCH + 1 of them at most; in order, and from `after` on, if the group is one shop."""
-        key = self._dataset.key if len(group) == 1 else ()
-        parts = [self._part(part, group, after).order_by(*_keys(part, key)) for part in self._dataset.parts]
-        query = parts[0]
-        if (
-            len(parts) > 1
-        ):  # one statement, hence one snapshot: what moves between the parts is neither lost nor doubled
-            whole = sa.union_all(*(sa.select(part.subquery()) for part in parts)).subquery()
-            query = sa.select(whole).order_by(*(whole.c[name] for name in key)).limit(BATCH + 1)
+        form = "group" if len(group) > 1 else "first" if after is None else "next"
+        values: dict[str, Any] = {_SHOP: [found.id for found in group]}
+        if after is not None:
+            values |= {f"after_{name}": after._mapping[name] for name in self._dataset.key}
         async with reader(self._engine).connect() as connection:
-            return list(await connection.execute(query))
+            return list(await connection.execute(self._queries[form], values))
 
-    def _part(self, part: Part, group: Sequence[Shop], after: sa.Row[Any] | None) -> sa.Select[Any]:
+    @cached_property
+    def _queries(self) -> dict[str, sa.Select[Any]]:
+        """The statements, made once: for several shops, for one shop's beginning, and for what comes after a row."""
+        key = self._dataset.key
+        return {
+            "group": self._query((), after=False),
+            "first": self._query(key, after=False),
+            "next": self._query(key, after=True),
+        }
+
+    def _query(self, key: Sequence[str], *, after: bool) -> sa.Select[Any]:
+        parts = [self._part(part, after=after).order_by(*_keys(part, key)) for part in self._dataset.parts]
+        if len(parts) == 1:
+            return parts[0]
+        # One statement, hence one snapshot: what moves from one part to the other is neither lost nor doubled.
+        whole = sa.union_all(*(sa.select(part.subquery()) for part in parts)).subquery()
+        return sa.select(whole).order_by(*(whole.c[name] for name in key)).limit(BATCH + 1)
+
+    def _part(self, part: Part, *, after: bool) -> sa.Select[Any]:
         columns = [part.shop_id.label(_SHOP), *(part.columns[name].label(name) for name in self._fetched)]
+        asked = (clause(each, part.columns[each.column], self._engine.dialect.name) for each in self._of_rows)
         query = sa.select(*columns).select_from(part.table).limit(BATCH + 1)
-        query = query.where(part.shop_id.in_([found.id for found in group]), *part.only)
-        for condition in self._of_rows:
-            asked = clause(condition, part.columns[condition.column], self._engine.dialect.name)
-            query = query if asked is None else query.where(asked)
-        if after is None:
+        query = query.where(part.shop_id.in_(sa.bindparam(_SHOP, expanding=True)), *part.only)
+        query = query.where(*(each for each in asked if each is not None))
+        if not after:
             return query
-        last = [sa.literal(after._mapping[name], part.columns[name].type) for name in self._dataset.key]
-        return query.where(sa.tuple_(*_keys(part, self._dataset.key)) > sa.tuple_(*last))
+        key = _keys(part, self._dataset.key)
+        last = [sa.bindparam(f"after_{name}", type_=part.columns[name].type) for name in self._dataset.key]
+        return query.where(sa.tuple_(*key) > sa.tuple_(*last))
 
     def _rows(self, group: Sequence[Shop], found: Sequence[sa.Row[Any]]) -> Rows:
         owners = {entry.id: (place, entry.columns) for place, entry in enumerate(group)}
