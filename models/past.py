@@ -58,9 +58,10 @@ _VERSION = [column.name for column in item_version.c if column.name in VALUES]
 
 @dataclass(slots=True)
 class _Known:
-    """What is stored of one item around the time of its late sightings: as it was, and its figures."""
+    """What is stored of one item now, and around the time of its late sightings."""
 
     row: Mapping[str, Any]
+    now: Entry
     versions: list[Entry] = field(default_factory=list)
     sales: list[Entry] = field(default_factory=list)
 
@@ -80,6 +81,11 @@ class _Corrected:
     tracked_hash: int
     told: list[Sighting] = field(default_factory=list)
     """Those that made a difference."""
+
+    @property
+    def now(self) -> Entry:
+        """The item as it is now; a history that ends earlier leaves it as it is."""
+        return self.versions[-1] if self.known.versions[-1] is self.known.now else self.known.now
 
 
 async def correct(
@@ -112,19 +118,25 @@ async def _read(connection: AsyncConnection, late: Mapping[ItemKey, Sequence[Sig
     ]
     lock = "FOR UPDATE OF item_seen, item" if is_postgresql(connection) else ""
     rows = await query_rows(connection, _READ_CURRENT.replace("{lock}", lock), _SPAN, spans, returning=_CURRENT)
-    known = {(row.shop_id, row.item_id): _Known(row._asdict()) for row in rows}
+    known = {(row.shop_id, row.item_id): _known(row._asdict()) for row in rows}
     for row in await query_rows(connection, _READ_VERSIONS, _SPAN, spans, returning=list(item_version.c)):
         values = {name: row._mapping[name] for name in _VERSION}
-        known[row.shop_id, row.item_id].versions.append(Entry(row.valid_from, row.shop_crawl_id, values))
+        entries = known[row.shop_id, row.item_id].versions
+        # The last one read only marks where the one before it ends, if what follows it was not read.
+        entries[-1:] = [Entry(row.valid_from, row.shop_crawl_id, values), Entry(row.valid_to, 0, values)]
     for row in await query_rows(connection, _READ_SALES, _SPAN, spans, returning=list(item_sales.c)):
         figures = {name: row._mapping[name] for name in FIGURES}
         known[row.shop_id, row.item_id].sales.append(Entry(row.at, 0, figures))
     for each in known.values():
-        now = each.row
-        each.versions.append(Entry(now["changed_at"], now["shop_crawl_id"], {name: now[name] for name in VALUES}))
-        if now["figures_at"] is not None:
-            each.sales.append(Entry(now["figures_at"], 0, {name: now[name] for name in FIGURES}))
+        if not each.versions or each.versions[-1].at == each.now.at:
+            each.versions[-1:] = [each.now]
+        if each.row["figures_at"] is not None:
+            each.sales.append(Entry(each.row["figures_at"], 0, {name: each.row[name] for name in FIGURES}))
     return known
+
+
+def _known(row: Mapping[str, Any]) -> _Known:
+    return _Known(row, Entry(row["changed_at"], row["shop_crawl_id"], {name: row[name] for name in VALUES}))
 
 
 def _told(known: _Known, late: Sequence[Sighting], tracked: Collection[str]) -> _Corrected:
@@ -188,8 +200,8 @@ async def _write_items(connection: AsyncConnection, moved: Sequence[_Corrected])
     items, seen = [], []
     for each in moved:
         key = {name: each.known.row[name] for name in ("shop_id", "item_id")}
-        now = each.versions[-1]
-        if now != each.known.versions[-1] or each.first_seen != each.known.row["first_seen"]:
+        now = each.now
+        if now != each.known.now or each.first_seen != each.known.row["first_seen"]:
             since = {"first_seen": each.first_seen, "changed_at": now.at, "shop_crawl_id": now.shop_crawl_id}
             items.append({**key, **since, **now.values})
         figures = each.sales[-1] if each.sales else None
