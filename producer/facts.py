@@ -14,7 +14,7 @@ FACT_COLUMNS = (
 PROGRESS = (
     "planned", "page_size", "total_first", "total_last", "last_page", "end_reason", "extensions", "last_dead",
     "last_done", "pages_done", "pages_dead", "pages_cancelled", "rows", "new_items", "changed_items", "refusal",
-    "slices", "pages_made",
+    "slices", "pages_made", "second_pass", "first_distinct",
 )  # fmt: skip
 
 
@@ -44,4 +44,4 @@ def fact_of(row: sa.Row[Any]) -> PageFact:
 def progress_of(row: sa.Row[Any]) -> Progress:
     """What a row of the shop crawl table says."""
     kept = {name: row._mapping[name] for name in PROGRESS}
-    return Progress(max_pages=row.options["max_pages"], asked_size=row.options["page_size"], **kept)
+    return Progress(max_pages=row.options["max_pages"], asked_size=row.options["page_size"], mode=row.mode, **kept)

@@ -10,8 +10,8 @@ from models.ledger import unpack_keys
 LARGEST_STEP = 8
 # Pages planned at once; a total that is wildly too large then fills neither ledger nor queue.
 LARGEST_PLAN = 1_000
-# A gap between the API's total and what was found that a listing in motion explains.
-TOLERANCE = 0.01
+# Mode of a crawl that wants new items only, from the newest one on.
+NEW = "new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,14 @@ class Progress:
     refusal: str | None = None
     slices: int = 0
     pages_made: int = 0
+    second_pass: int = 0
+    first_distinct: int | None = None
+    mode: str = "full"
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether the listing is read by windows of time, and not page after page."""
+        return self.pages_made > 0
 
     @property
     def open_pages(self) -> int:
@@ -88,6 +96,8 @@ def absorb(progress: Progress, facts: Sequence[PageFact], known: Mapping[int, Pa
         if fact.state == "done":
             progress = _with_totals(progress, fact)
             progress = _with_end(progress, fact, known)
+            if progress.mode == NEW and fact.rows and not fact.new_items:
+                progress = _ended(progress, fact.number, f"page {fact.number} shows nothing new")
     return progress
 
 
@@ -131,9 +141,13 @@ def full_page(first: PageFact, asked: int) -> int | None:
 
 def _with_end(progress: Progress, fact: PageFact, known: Mapping[int, PageFact]) -> Progress:
     end = end_of_data(fact, progress.page_size, known)
-    if end is None or (progress.last_page is not None and progress.last_page <= end[0]):
+    return progress if end is None else _ended(progress, *end)
+
+
+def _ended(progress: Progress, last_page: int, reason: str) -> Progress:
+    if progress.last_page is not None and progress.last_page <= last_page:
         return progress
-    return replace(progress, last_page=end[0], end_reason=end[1])
+    return replace(progress, last_page=last_page, end_reason=reason)
 
 
 def end_of_data(fact: PageFact, page_size: int | None, known: Mapping[int, PageFact]) -> tuple[int, str] | None:
@@ -172,12 +186,17 @@ def conclude(progress: Progress) -> Review:
         return Review(progress, cancel_after=cancel, settle=progress.open_pages == 0)
     if progress.open_pages > 0:
         return Review(progress)
-    target = _next_target(progress)
+    target = _next_newest(progress) if progress.mode == NEW else _next_target(progress)
     if target <= progress.planned:
         return Review(progress, settle=True)
     extended = progress.planned >= progress.expected_pages
     grown = replace(progress, planned=target, extensions=progress.extensions + extended)
     return Review(grown, add=range(progress.planned + 1, target + 1))
+
+
+def _next_newest(progress: Progress) -> int:
+    """The page after the last one, unless that could not be had: what is new stands before all that is known."""
+    return progress.planned if progress.pages_dead else min(progress.planned + 1, progress.max_pages)
 
 
 def _next_target(progress: Progress) -> int:
@@ -189,45 +208,3 @@ def _next_target(progress: Progress) -> int:
     else:
         target = progress.planned + min(2**progress.extensions, LARGEST_STEP)
     return min(target, progress.max_pages)
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """`complete`, `drifted`, `partial` or `failed` (None: it was only counted), and why in one line."""
-
-    verdict: str | None
-    reason: str
-
-
-def judge(progress: Progress, distinct: int, lost: Sequence[PageFact]) -> Verdict:
-    """The verdict on a shop whose pages have all ended; `distinct` items were seen, `lost` pages were not had."""
-    if progress.last_page is not None:  # nothing is missing behind the end, though a call there may have failed
-        lost = [fact for fact in lost if fact.number <= progress.last_page]
-    if progress.refusal is not None:
-        return Verdict("failed", progress.refusal)
-    if progress.pages_done == 0:
-        first_lost = f"; page {lost[0].number}: {lost[0].reason}" if lost else ""
-        return Verdict("failed", f"no page could be had{first_lost}")
-    if lost:
-        shown = "; ".join(f"page {fact.number}: {fact.reason}" for fact in lost[:3])
-        return Verdict("partial", f"{len(lost)} of {progress.pages_done + len(lost)} pages could not be had: {shown}")
-    if progress.last_page is None:
-        return Verdict("partial", f"stopped at the limit of {progress.max_pages} pages before the data ended")
-    return _judge_count(progress, distinct)
-
-
-def _judge_count(progress: Progress, distinct: int) -> Verdict:
-    """The verdict on a shop that was read to its end: does the number of items agree with the API's own total?"""
-    total = progress.total_last
-    if total is None:
-        if distinct == 0:
-            return Verdict("partial", "an empty answer without a total")
-        return Verdict("complete", f"{distinct} items, {progress.end_reason}; the API gave no total")
-    if distinct >= total:
-        return Verdict("complete", f"{distinct} items, {progress.end_reason}")
-    gap = f"{distinct} of {total} items, {progress.end_reason}"
-    first = total if progress.total_first is None else progress.total_first
-    movement = abs(total - first) + max(1, int(total * TOLERANCE))
-    if distinct > 0 and total - distinct <= movement < total:
-        return Verdict("drifted", f"{gap}; the total went from {first} to {total}")
-    return Verdict("partial", gap)

@@ -14,7 +14,8 @@ from models.source import source_named
 from models.tables import crawl, shop, shop_crawl
 from producer import slices
 from producer.facts import fact_names, fact_of
-from producer.plan import PageFact, Review, Verdict, judge
+from producer.plan import PageFact, Review
+from producer.verdict import Verdict, judge
 from producer.windows import Slice, judge_windows, newest_end
 
 COLUMNS = ("state", "verdict", "reason", "distinct_items", "settled_at")

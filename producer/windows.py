@@ -14,7 +14,8 @@ from math import ceil
 
 from models.source import WindowRules
 from models.windows import ROOT
-from producer.plan import TOLERANCE, Progress, Verdict
+from producer.plan import Progress
+from producer.verdict import TOLERANCE, Verdict
 
 SECOND = timedelta(seconds=1)
 PART, CHECK = "part", "check"

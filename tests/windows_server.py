@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from models.source import WindowRules
 from models.windows import ROOT
-from producer.plan import Progress, Verdict
+from producer.plan import Progress
+from producer.verdict import Verdict
 from producer.windows import (
     CHECK,
     ENDED,

@@ -15,14 +15,13 @@ from producer.plan import (
     PageFact,
     Progress,
     Review,
-    Verdict,
     absorb,
     conclude,
     end_of_data,
     full_page,
-    judge,
     repeats,
 )
+from producer.verdict import Verdict, judge
 
 ASKED = 20
 
