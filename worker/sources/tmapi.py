@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import SecretStr
@@ -90,6 +91,7 @@ class TmapiSource(Source):
     name = "tmapi"
     option_names = _OPTIONS
     filter_names = ("shop_cat_id", "price_start", "price_end")
+    steady_sorts: Mapping[str, int] = MappingProxyType({"time_up": 1, "time_down": -1})
     sticky_outcomes = ("417",)
 
     def credentials(self, settings: Settings) -> tuple[Credential, ...]:
