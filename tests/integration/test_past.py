@@ -1,4 +1,4 @@
-"""Late sightings on real databases: seeing again changes nothing, another decoder rewrites history as if it had been."""
+"""Late sightings on real databases: seeing again changes nothing, another decoder rewrites history as its own."""
 
 import random
 from collections.abc import AsyncIterator, Iterable, Sequence
