@@ -2,14 +2,17 @@
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from models import changes
 from models.database import reader
 from models.errors import UsageError
+from models.items import VALUES
 from models.tables import change, item, shop
 
 BATCH = 1_000
@@ -17,10 +20,9 @@ BATCH = 1_000
 MOST_COUNTED = 100_000
 """Beyond this many, changes are not counted any further: counting reads them all."""
 
-MOST_SHOPS = 100
-
-KINDS = ("price", "new", "gone", "back", "title", "stock", "status", "unit", "quantity_begin", "category", "image")
-"""Every kind of change there is."""
+PRICES = frozenset(name for name, kind in changes.KINDS.items() if kind == "price")
+KINDS = ("new", "gone", "back", *dict.fromkeys(changes.KINDS.get(name, name) for name in VALUES))
+"""Every kind of change that there can be."""
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -53,23 +55,37 @@ class _Place(msgspec.Struct, frozen=True):
     id: int
 
 
-_PLACE = (change.c.at.type, change.c.id.type)
-_COLUMNS = (
-    *(change.c.id, change.c.kind, shop.c.source, shop.c.key.label("shop"), change.c.item_id, change.c.at),
-    *(change.c.before, change.c.after, item.c.title),
-)
+_PLACE = (change.c.at, change.c.id)
+_ROW = (*_PLACE, *(change.c[name] for name in ("shop_id", "item_id", "kind", "before", "after")))
 
 
-def select_entries(wanted: sa.ColumnElement[bool]) -> sa.Select[Any]:
-    """The changes that fit, with the keys of their shops and the titles of their items."""
-    same_item = (item.c.shop_id == change.c.shop_id) & (item.c.item_id == change.c.item_id)
-    joined = change.join(shop, shop.c.id == change.c.shop_id).outerjoin(item, same_item)
-    return sa.select(*_COLUMNS).select_from(joined).where(wanted)
+def select_entries(wanted: sa.Select[Any], *order: str) -> sa.Select[Any]:
+    """Wanted rows of `change` in the order of these columns, with the shops' keys and the items' titles."""
+    row = wanted.subquery().c
+    query = sa.select(row.id, row.kind, row.item_id, row.at, row.before, row.after)
+    query = query.add_columns(shop.c.source, shop.c.key.label("shop"), item.c.title).join(
+        shop, shop.c.id == row.shop_id
+    )
+    query = query.outerjoin(item, (item.c.shop_id == row.shop_id) & (item.c.item_id == row.item_id))
+    return query.order_by(*(row[name] for name in order))
 
 
 def entries_of(rows: sa.Result[Any]) -> list[Entry]:
     """The rows of `select_entries` as values."""
-    return [Entry(**row._mapping) for row in rows]
+    return [
+        Entry(**{**row._mapping, "before": _plain_prices(row.before), "after": _plain_prices(row.after)})
+        for row in rows
+    ]
+
+
+def _plain_prices(values: dict[str, Any] | None) -> dict[str, Any] | None:
+    """3.9, not 3.900000: PostgreSQL fills up decimals."""
+    if values is None or PRICES.isdisjoint(values):
+        return values
+    return {
+        name: format(Decimal(value).normalize(), "f") if name in PRICES and isinstance(value, str) else value
+        for name, value in values.items()
+    }
 
 
 async def read_changes(engine: AsyncEngine, wanted: Wanted, *, newest: int | None = None) -> AsyncIterator[list[Entry]]:
@@ -91,22 +107,9 @@ async def read_changes(engine: AsyncEngine, wanted: Wanted, *, newest: int | Non
 
 async def count_changes(engine: AsyncEngine, wanted: Wanted) -> int:
     """How many changes are wanted; MOST_COUNTED if there are more."""
-    query = sa.select(sa.func.count()).select_from(_first(wanted, MOST_COUNTED))
+    query = sa.select(sa.func.count()).select_from(_first(_PLACE, wanted, MOST_COUNTED).subquery())
     async with reader(engine).connect() as connection:
         return int(await connection.scalar(query) or 0)
-
-
-async def shops_named(engine: AsyncEngine, keys: Sequence[str]) -> tuple[int, ...]:
-    """The ids of the shops with these keys, of all sources. Raises UsageError for an unknown key, or too many."""
-    if len(keys) > MOST_SHOPS:
-        raise UsageError(f"more than {MOST_SHOPS} shops: leave them out to read the changes of all")
-    query = sa.select(shop.c.id, shop.c.key).where(shop.c.key.in_(keys)).order_by(shop.c.id)
-    async with reader(engine).connect() as connection:
-        found = (await connection.execute(query)).all()
-    missing = sorted(set(keys) - {row.key for row in found})
-    if missing:
-        raise UsageError(f"unknown shop: {missing[0][:60]!r}")
-    return tuple(row.id for row in found)
 
 
 def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
@@ -120,34 +123,43 @@ def check_kinds(kinds: Sequence[str]) -> tuple[str, ...]:
 
 async def _batch(connection: AsyncConnection, wanted: Wanted, after: _Place | None) -> list[Entry]:
     """The first wanted changes behind a place, BATCH at most."""
-    ids = sa.select(_first(wanted, BATCH, after).c.id)
-    return entries_of(await connection.execute(select_entries(change.c.id.in_(ids)).order_by(change.c.at, change.c.id)))
+    query = select_entries(_first(_ROW, wanted, BATCH, after), "at", "id")
+    return entries_of(await connection.execute(query))
 
 
 async def _newest_but(engine: AsyncEngine, wanted: Wanted, number: int) -> _Place | None:
     """Where the newest wanted change stands that is older than the `number` newest ones; None if there is none."""
-    places = _first(wanted, number + 1, newest=True)
-    query = sa.select(places).order_by(places.c.at.desc(), places.c.id.desc()).offset(number).limit(1)
+    query = _first(_PLACE, wanted, number + 1, newest=True).offset(number).limit(1)
     async with reader(engine).connect() as connection:
         row = (await connection.execute(query)).one_or_none()
     return None if row is None else _Place(row.at, row.id)
 
 
-def _first(wanted: Wanted, limit: int, after: _Place | None = None, *, newest: bool = False) -> sa.Subquery:
-    """(at, id) of the first wanted changes behind a place, or of the newest ones; `limit` at most.
+def _first(
+    columns: Sequence[sa.Column[Any]],
+    wanted: Wanted,
+    limit: int,
+    after: _Place | None = None,
+    *,
+    newest: bool = False,
+) -> sa.Select[Any]:
+    """The first wanted changes behind a place, or the newest ones; `limit` at most.
 
     One branch for each shop, or else kind: each reads no more rows than it returns, in order, from an index.
     """
-    query = sa.select(change.c.at, change.c.id).where(change.c.at >= lowest(wanted.since))
+    query = sa.select(*columns).where(change.c.at >= lowest(wanted.since))
     if after is not None:
-        query = query.where(sa.tuple_(change.c.at, change.c.id) > sa.tuple_(after.at, after.id, types=_PLACE))
+        types = [column.type for column in _PLACE]
+        query = query.where(sa.tuple_(*_PLACE) > sa.tuple_(after.at, after.id, types=types))
     branches = [query.where(change.c.kind == kind) for kind in wanted.kinds] or [query]
     if wanted.shops:
         query = query.where(change.c.kind.in_(wanted.kinds)) if wanted.kinds else query
         branches = [query.where(change.c.shop_id == shop_id) for shop_id in wanted.shops]
-    parts = [_ordered(branch, change.c, newest).limit(limit).subquery() for branch in branches]
-    united = sa.union_all(*map(sa.select, parts)).subquery() if len(parts) > 1 else parts[0]
-    return _ordered(sa.select(united), united.c, newest).limit(limit).subquery()
+    parts = [_ordered(branch, change.c, newest).limit(limit) for branch in branches]
+    if len(parts) == 1:
+        return parts[0]
+    united = sa.union_all(*(sa.select(part.subquery()) for part in parts)).subquery()
+    return _ordered(sa.select(united), united.c, newest).limit(limit)
 
 
 def _ordered(query: sa.Select[Any], columns: Any, newest: bool) -> sa.Select[Any]:

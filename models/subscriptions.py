@@ -160,7 +160,8 @@ async def take_delivery(connection: AsyncConnection, *, now: datetime, lease: da
     waiting = sa.select(outbox.c.change_id).where(outbox.c.subscription_id == row.id)
     waiting = waiting.order_by(outbox.c.change_id).limit(LARGEST_DELIVERY)
     ids = tuple((await connection.execute(waiting)).scalars())
-    entries = entries_of(await connection.execute(select_entries(change.c.id.in_(ids)).order_by(change.c.id)))
+    found = select_entries(sa.select(change).where(change.c.id.in_(ids)), "id")
+    entries = entries_of(await connection.execute(found))
     return Delivery(Subscriber(row.id, row.url, row.sealed, row.failures), ids, entries, lease)
 
 

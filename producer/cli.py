@@ -19,14 +19,16 @@ from models.durations import parse_duration
 from models.errors import ShopcrawlError, UsageError
 from models.logs import configure_logging
 from models.messages import NORMAL_PRIORITY
+from models.modes import REFRESH
 from models.redact import redact
 from models.settings import Settings, load_settings
 from models.source import source_named
 from models.status import CrawlStatus, exit_code
 from models.vault import Vault
-from producer import circuits, commands, export, limits, run, sessions
+from producer import changes, circuits, commands, export, limits, run, sessions, subscriptions
 from producer.console.estimate import print_estimate
 from producer.costs import show_costs
+from producer.modes import ModeName, chosen_mode, whole
 from producer.shops import changed_options, read_shops, shop_request
 
 INTERRUPTED = 130
@@ -39,6 +41,8 @@ app.add_typer(export.app, name="export")
 app.add_typer(sessions.app, name="session")
 app.add_typer(circuits.app, name="circuits")
 app.add_typer(limits.app, name="limits")
+app.add_typer(subscriptions.app, name="webhook")
+app.command("changes")(changes.changes)
 app.command("costs")(show_costs)
 app.command("doctor")(commands.doctor)
 app.command("flower")(commands.flower)
@@ -76,6 +80,8 @@ def crawl(
     price_start: Annotated[str | None, typer.Option(help="Lowest price.")] = None,
     price_end: Annotated[str | None, typer.Option(help="Highest price.")] = None,
     since: Since = None,
+    mode: ModeName = None,
+    older_than: Annotated[str | None, typer.Option(help="Age for --mode refresh, as 90m, 24h or 7d.")] = None,
     q: Annotated[str | None, typer.Option("--q", help="Only items with this in their title (top).")] = None,
     cid: Annotated[str | None, typer.Option(help="Only items of this category (top).")] = None,
     order_by: Annotated[str | None, typer.Option(help="Order of the listing, as modified:asc (top).")] = None,
@@ -96,13 +102,14 @@ def crawl(
     given = {"sort": sort, "page_size": page_size, "max_pages": max_pages, "shop_cat_id": shop_cat_id}
     given |= {"price_start": price_start, "price_end": price_end, "since": since, "q": q, "cid": cid}
     given |= {"order_by": order_by, "fields": fields, "max_calls": shop_max_calls, **_pairs(option)}
-    budget = Budget(max_calls, _money("--max-spend", max_spend))
+    budget, wanted = Budget(max_calls, _money("--max-spend", max_spend)), chosen_mode(mode, older_than, since)
     file, vault = read_shops(shops, source, _texts(given), settings), Vault(settings)
+    requests = whole(file.shops) if mode else file.shops
     _require_access(settings, {request.source for request in file.shops})
 
     async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
         submission = await submit_crawl(
-            connection, file.shops, now=clock.now(), settings=settings, priority=priority, budget=budget
+            connection, requests, now=clock.now(), settings=settings, priority=priority, budget=budget, mode=wanted
         )
         await sessions.keep_sessions(connection, vault, file.sessions, clock)
         return submission
@@ -119,6 +126,7 @@ def recrawl(
     older_than: Annotated[str | None, typer.Option(help="Shops last crawled longer ago, as 90m, 24h or 7d.")] = None,
     source: Annotated[str | None, typer.Option(help="Only this source; default: any, and tmapi for new shops.")] = None,
     since: Since = None,
+    mode: ModeName = None,
     option: Options = None,
     max_calls: MaxCalls = None,
     max_spend: MaxSpend = None,
@@ -136,15 +144,18 @@ def recrawl(
         raise UsageError(f"unknown verdict {min(unknown)!r}; verdicts: complete, drifted, partial, failed")
     if not (shops or all_shops or verdicts or older_than):
         raise UsageError("say which shops: keys, --all, --failed, --verdict or --older-than")
-    age = parse_duration(older_than) if older_than else None
+    wanted = chosen_mode(mode, older_than if mode == REFRESH else None, since)
+    age = parse_duration(older_than) if older_than and mode != REFRESH else None
     chosen = [shop_request(key, source or DEFAULT_SOURCE, {}, settings) for key in dict.fromkeys(shops or [])]
     given, budget = _texts({"since": since, **_pairs(option)}), Budget(max_calls, _money("--max-spend", max_spend))
     _require_access(settings, {source or DEFAULT_SOURCE})
 
     async def submit(connection: AsyncConnection, clock: Clock) -> Submission:
         requests = await _select(connection, clock, source, chosen, verdicts or None, age)
-        requests = changed_options(requests, given, settings)
-        return await submit_recrawl(connection, requests, now=clock.now(), settings=settings, budget=budget)
+        requests = changed_options(whole(requests) if mode else requests, given, settings)
+        return await submit_recrawl(
+            connection, requests, now=clock.now(), settings=settings, budget=budget, mode=wanted
+        )
 
     _crawl(settings, submit, follow=follow, json=json, quiet=quiet)
 

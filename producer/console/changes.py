@@ -1,0 +1,66 @@
+"""What `shopcrawl changes` prints: a line for each change, with what was and what is."""
+
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from models.feed import MOST_COUNTED, PRICES, Entry
+from producer.console.text import number, plain
+
+LONGEST_VALUE = 40
+_STYLES = {"new": "green", "back": "green", "gone": "red", "price": "yellow"}
+
+
+def print_changes(console: Console, entries: Sequence[Entry], count: int) -> None:
+    """Print changes, the newest last, and how many there are besides; `count` is MOST_COUNTED for more than that."""
+    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
+    for name in ("seen (UTC)", "shop", "item", "kind"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("title", overflow="ellipsis", no_wrap=True, max_width=30)
+    table.add_column("change", overflow="fold")
+    for entry in entries:
+        kind = Text(plain(entry.kind, 20), _STYLES.get(entry.kind, ""))
+        words = (plain(entry.title or "", 60), change_words(entry))
+        table.add_row(
+            f"{entry.at:%Y-%m-%d %H:%M}", plain(entry.shop, 30), plain(entry.item_id, 30), kind, *map(Text, words)
+        )
+    console.print(Padding(table, (1, 1)))
+    if count > len(entries):
+        more = f"more than {number(count - len(entries))}" if count == MOST_COUNTED else number(count - len(entries))
+        console.print(Text(f" and {more} before these: --limit shows more, --format csv all", "dim"), highlight=False)
+
+
+def change_words(entry: Entry) -> str:
+    """What a change was: `12.5 → 11 (-12.0 %)`, with the field's name where the kind does not say it."""
+    before, after = entry.before or {}, entry.after or {}
+    if entry.kind == "new":
+        return _value(after["price"]) if "price" in after else ""
+    names = dict.fromkeys((*before, *after))
+    return ", ".join(_field(entry.kind, name, before.get(name), after.get(name)) for name in names)
+
+
+def _field(kind: str, name: str, before: Any, after: Any) -> str:
+    label = "" if name == kind else f"{name} "
+    percent = _percent(before, after) if name in PRICES else ""
+    if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        return f"{label}changed"
+    return f"{label}{_value(before)} → {_value(after)}{percent}"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{len(value)} entries" if isinstance(value, list) else plain(str(value), LONGEST_VALUE)
+
+
+def _percent(before: Any, after: Any) -> str:
+    try:
+        old, new = Decimal(before), Decimal(after)
+    except (InvalidOperation, TypeError, ValueError):
+        return ""
+    return f" ({(new - old) / old:+.1%})".replace("%", " %") if old else ""
