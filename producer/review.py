@@ -121,14 +121,17 @@ async def _neighbours(connection: AsyncConnection, finished: Facts) -> dict[int,
     }
     rows = await query_rows(
         connection,
+        # By the whole unique key, and by nothing else: without statistics, which a young ledger lacks, PostgreSQL would
+        # take "slice = 0" or "state = 'done'" for rare and compare every page with every row.
         f"SELECT p.shop_crawl_id, {fact_names('p')} FROM {{r}} JOIN page p ON p.shop_crawl_id = r.shop_crawl_id"
-        " AND p.slice = 0 AND p.number = r.number WHERE p.state = 'done'",
-        [page.c.shop_crawl_id, page.c.number],
-        [{"shop_crawl_id": key, "number": number} for key, number in sorted(wanted)],
+        " AND p.slice = r.slice AND p.number = r.number",
+        [page.c.shop_crawl_id, page.c.slice, page.c.number],
+        [{"shop_crawl_id": key, "slice": 0, "number": number} for key, number in sorted(wanted)],
     )
     known: dict[int, dict[int, PageFact]] = defaultdict(dict)
     for row in rows:
-        known[row.shop_crawl_id][row.number] = fact_of(row)
+        if row.state == "done":
+            known[row.shop_crawl_id][row.number] = fact_of(row)
     return known
 
 
