@@ -51,7 +51,8 @@ class Charge(msgspec.Struct, frozen=True):
 
 
 _STATE = [schedule_shop.c[name] for name in ShopState.__struct_fields__]
-_KNOWN = sa.exists().where(shop_crawl.c.shop_id == shop.c.id, shop_crawl.c.kind != "plan")
+_EARLIER = shop_crawl.alias()
+_KNOWN = sa.exists().where(_EARLIER.c.shop_id == shop.c.id, _EARLIER.c.kind != "plan")
 _HISTORY = [
     shop.c.source,
     *(
@@ -185,6 +186,13 @@ async def due_states(connection: AsyncConnection, schedule_id: int, now: datetim
     return [ShopState(**row._mapping) for row in rows]
 
 
+async def next_due(connection: AsyncConnection, schedule_id: int, now: datetime, limit: int) -> list[datetime]:
+    """When the next shops are due."""
+    due_at = schedule_shop.c.due_at
+    query = sa.select(due_at).where(schedule_shop.c.schedule_id == schedule_id, due_at > now)
+    return list(await connection.scalars(query.order_by(due_at).limit(limit)))
+
+
 async def idle_states(connection: AsyncConnection, schedule_id: int, now: datetime) -> Sequence[sa.Row[Any]]:
     """The columns `shop_id`, `crawled_at`, `items`, `rate` and `calls` of shops due now and not being re-crawled."""
     # As text: neither database matches a parameter with a partial index's condition.
@@ -192,7 +200,8 @@ async def idle_states(connection: AsyncConnection, schedule_id: int, now: dateti
         shop_crawl.c.shop_id == schedule_shop.c.shop_id, sa.text("kind = 'recrawl' AND state <> 'settled'")
     )
     t = schedule_shop.c
-    query = sa.select(t.shop_id, t.crawled_at, t["items"], t.rate, t.calls)
+    columns = [t[name] for name in ("shop_id", "crawled_at", "items", "rate", "calls")]
+    query = sa.select(*columns)
     query = query.where(t.schedule_id == schedule_id, t.due_at <= now, ~pending).order_by(t.shop_id)
     return (await connection.execute(query)).all()
 

@@ -25,11 +25,12 @@ from models.settings import Settings, load_settings
 from models.source import source_named
 from models.status import CrawlStatus, exit_code
 from models.vault import Vault
-from producer import changes, circuits, commands, export, limits, run, sessions, subscriptions
+from producer import changes, circuits, commands, export, limits, run, schedule_cli, sessions, subscriptions
 from producer.console.estimate import print_estimate
 from producer.costs import show_costs
 from producer.modes import ModeName, chosen_mode, whole
 from producer.shops import changed_options, read_shops, shop_request
+from producer.show import show
 
 INTERRUPTED = 130
 DEFAULT_SOURCE = "tmapi"
@@ -41,9 +42,11 @@ app.add_typer(export.app, name="export")
 app.add_typer(sessions.app, name="session")
 app.add_typer(circuits.app, name="circuits")
 app.add_typer(limits.app, name="limits")
+app.add_typer(schedule_cli.app, name="schedule")
 app.add_typer(subscriptions.app, name="webhook")
 app.command("changes")(changes.changes)
 app.command("costs")(show_costs)
+app.command("show")(show)
 app.command("doctor")(commands.doctor)
 app.command("flower")(commands.flower)
 app.command("demo")(commands.demo)

@@ -30,6 +30,7 @@ from producer.limit_memory import keep_limits
 from producer.pauses import Pause, pause
 from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
 from producer.review import LARGEST_REVIEW, Reviewed, review
+from producer.schedules import Schedules
 from producer.spending import Spending
 
 BUSY_PAUSE = 0.1
@@ -66,6 +67,7 @@ class Producer:
         try:
             named = {"reconcile": self._look_after, "dispatch": self._work, "fleet": self._count_fleet}
             named |= {f"webhooks {lane}": self._deliverer.step for lane in range(1, LANES + 1)}
+            named["schedules"] = Schedules(self._settings, self._engine, self._clock).step
             if self._settings.metrics_port:  # nobody else asks for these sums
                 named["spending"] = Spending(self._engine, self._clock).measure
                 named["webhooks"] = self._deliverer.measure

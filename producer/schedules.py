@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from math import inf
 from typing import Any
 
@@ -31,7 +32,7 @@ from producer.schedule_rates import (
     day_start,
     learned,
 )
-from producer.schedule_times import next_cron, next_interval
+from producer.schedule_times import cron_times, next_cron, next_interval
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ OVERLAP = timedelta(minutes=5)
 ADAPTIVE_LOOK = timedelta(minutes=1)
 BUDGETED_LOOK = timedelta(minutes=10)
 AFTER_ERROR = timedelta(hours=1)
+TIMES_SHOWN = 5
+EXAMPLES = 10
 DEFAULT_EVERY = timedelta(days=1)
 
 
@@ -210,6 +213,51 @@ async def _affordable(connection: AsyncConnection, row: sa.Row[Any], now: dateti
         return Due([])
     choice = await chosen(connection, row, now, left)
     return Due(choice.ids, budget=Budget(choice.calls), changes=choice.changes)
+
+
+class Preview(msgspec.Struct, frozen=True):
+    """What a schedule would start now, or at its next time if it is not due; `shops` is how many it is about.
+
+    `times`: when it is due next, of an adaptive one when its next shops are; `calls` and `changes` are those of what it
+    would start, as far as it knows. `examples`: the first shops as (source, shop).
+    """
+
+    schedule: int
+    shops: int
+    times: list[datetime]
+    starts: int
+    examples: list[tuple[str, str]]
+    calls: int | None = None
+    changes: float | None = None
+
+
+async def preview(connection: AsyncConnection, schedule_id: int, now: datetime) -> Preview | None:
+    """What a schedule would do; the caller rolls back what it learns on the way. None: there is no such schedule."""
+    while True:
+        found = await schedules.schedules(connection, schedule_id)
+        if not found:
+            return None
+        due = await look(connection, found[0], now)
+        if due.shops or not due.more:
+            break
+    row = found[0]
+    shops = await schedules.count_shops(connection, row)
+    named = await schedules.scheduled_shops(connection, due.shops[:EXAMPLES])
+    starts = shops if row.kind in {INTERVAL, CRON} else len(due.shops)
+    times = await _next_times(connection, row, now)
+    examples = [(each.source, each.key) for each in named]
+    return Preview(row.id, shops, times, starts, examples, due.budget.max_calls, due.changes)
+
+
+async def _next_times(connection: AsyncConnection, row: sa.Row[Any], now: datetime) -> list[datetime]:
+    if row.kind == CRON:
+        return list(islice(cron_times(row.cron, row.timezone, now), TIMES_SHOWN))
+    if row.kind == INTERVAL:
+        first = max(row.next_at, now)
+        return [first + timedelta(seconds=row.every) * each for each in range(TIMES_SHOWN)]
+    if row.kind == ADAPTIVE:
+        return await schedules.next_due(connection, row.id, now, TIMES_SHOWN)
+    return [max(row.next_at, now)]
 
 
 async def chosen(connection: AsyncConnection, row: sa.Row[Any], now: datetime, allowance: int) -> Choice:
