@@ -18,6 +18,7 @@ NAMES = (
     "limiter_bounds",
     "limiter_urgent",
     "budget",
+    "budgeted",
 )
 
 
