@@ -83,7 +83,8 @@ def _numbered(pages: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], int]
         for place in bucket:
             numbers[place] = known.setdefault(keys[place], count + len(known))
         count += len(known)
-    cut, start = [], 0
+    cut: list[Sequence[int]] = []
+    start = 0
     for page in pages:
         cut.append(numbers[start : start + len(page)])
         start += len(page)

@@ -14,6 +14,7 @@ from models.bulk import query_rows
 from models.messages import NORMAL_PRIORITY, PageTask
 from models.settings import Settings
 from models.tables import page, shop, shop_crawl, slice_
+from producer.second import STEPS as SECOND_PASS
 
 SMALLEST_WINDOW = 100
 REMEMBERED_SHOPS = 50_000
@@ -206,18 +207,23 @@ class Dispatcher:
 
 
 async def _windows(connection: AsyncConnection, wanted: Collection[Window]) -> dict[Window, dict[str, Any]]:
-    """What a call says about its window of time: see `Source.request`."""
-    sql = "SELECT s.shop_crawl_id, s.number, s.start_at, s.end_at, s.cid FROM {r} JOIN slice s"
-    sql += " ON s.shop_crawl_id = r.shop_crawl_id AND s.number = r.number"
+    """What a call says about its part of the listing: see `Source.request`."""
     t = slice_.c
+    given = [t.start_at, t.end_at, t.cid, t.price_start, t.price_end, t.page_size]
+    names = ", ".join(f's."{column.name}"' for column in (t.shop_crawl_id, t.number, t.kind, *given))
+    sql = f"SELECT {names} FROM {{r}} JOIN slice s ON s.shop_crawl_id = r.shop_crawl_id AND s.number = r.number"
     rows = [{"shop_crawl_id": key, "number": number} for key, number in sorted(wanted)]
-    columns = [t.shop_crawl_id, t.number, t.start_at, t.end_at, t.cid]
-    windows = {}
-    for row in await query_rows(connection, sql, columns[:2], rows, returning=columns):
-        given = {"start_modified": row.start_at, "end_modified": row.end_at, "cid": row.cid}
-        texts = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in given.items()}
-        windows[row.shop_crawl_id, row.number] = {name: text for name, text in texts.items() if text is not None}
-    return windows
+    columns = [t.shop_crawl_id, t.number, t.kind, *given]
+    found = await query_rows(connection, sql, columns[:2], rows, returning=columns)
+    return {(row.shop_crawl_id, row.number): _part_options(row) for row in found}
+
+
+def _part_options(row: sa.Row[Any]) -> dict[str, Any]:
+    options = {name: row._mapping[name] for name in ("cid", "price_start", "price_end", "page_size")}
+    if row.kind not in SECOND_PASS:
+        options |= {"start_modified": row.start_at, "end_modified": row.end_at}
+    texts = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in options.items()}
+    return {name: value for name, value in texts.items() if value is not None}
 
 
 def from_this_end(options: Mapping[str, Any], number: int) -> dict[str, Any]:

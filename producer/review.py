@@ -13,8 +13,8 @@ from models.bulk import insert_rows, query_rows
 from models.crawls import new_page
 from models.database import is_postgresql
 from models.settings import Settings
-from models.tables import page, shop_crawl
-from producer import hold, settle, slices
+from models.tables import page, shop, shop_crawl
+from producer import hold, reread, settle, slices
 from producer.facts import PROGRESS, fact_names, fact_of, progress_of
 from producer.plan import PageFact, Progress, Review, absorb, conclude
 
@@ -42,22 +42,35 @@ async def review(connection: AsyncConnection, *, now: datetime, settings: Settin
     if not found:
         return Reviewed()
     finished = {key: [fact for fact in facts if fact.state != "held"] for key, facts in found.items()}
-    listed = {key: [fact for fact in facts if not fact.slice] for key, facts in finished.items()}
-    windowed = {key: [fact for fact in facts if fact.slice] for key, facts in finished.items()}
     await _mark_reviewed(connection, found)
-    reviews = await _review_lists(connection, {key: facts for key, facts in listed.items() if facts}, shops)
-    reviews |= await slices.review(
-        connection, {key: facts for key, facts in windowed.items() if facts}, shops, now=now, settings=settings
-    )
+    listed, windowed, again = _sorted(finished, shops)
+    reviews = await _review_lists(connection, listed, shops)
+    reviews |= await slices.review(connection, windowed, shops, now=now, settings=settings)
+    reviews |= await reread.review(connection, again, shops, now=now, settings=settings)
     reviews |= await _cancel_pages(connection, reviews)
     await _add_pages(connection, reviews, shops, now)
-    verdicts = await settle.settle(connection, reviews, shops, now)
+    distinct = await settle.distinct_items(connection, [key for key, value in reviews.items() if value.settle])
+    going_on, evidence = await reread.go_on(connection, reviews, shops, distinct, now=now, settings=settings)
+    reviews |= going_on
+    verdicts = await settle.settle(connection, reviews, shops, distinct, evidence, now=now, settings=settings)
     await _save(connection, reviews, verdicts)
     held = {key: fact.reason or "" for key, facts in found.items() for fact in facts if fact.state == "held"}
     await hold.hold(connection, {key: reason for key, reason in held.items() if key not in verdicts}, now)
     ended = await settle.finish_crawls(connection, {shops[key].crawl_id for key in [*verdicts, *held]}, now)
     unhappy = [key for key, columns in verdicts.items() if columns["verdict"] not in {"complete", None}]
     return Reviewed(sum(len(facts) for facts in found.values()), unhappy, ended)
+
+
+def _sorted(finished: Facts, shops: Mapping[int, sa.Row[Any]]) -> tuple[Facts, Facts, Facts]:
+    """Pages of lists, of windows of time, and of lists' second passes."""
+    listed: Facts = defaultdict(list)
+    windowed: Facts = defaultdict(list)
+    again: Facts = defaultdict(list)
+    for key, facts in finished.items():
+        for fact in facts:
+            parts = windowed if shops[key].pages_made else again
+            (parts if fact.slice else listed)[key].append(fact)
+    return listed, windowed, again
 
 
 async def _oldest_unreviewed(connection: AsyncConnection) -> dict[int, int]:
@@ -68,11 +81,11 @@ async def _oldest_unreviewed(connection: AsyncConnection) -> dict[int, int]:
 
 async def _lock_shops(connection: AsyncConnection, ids: Iterable[int]) -> dict[int, sa.Row[Any]]:
     """These shop crawls with their sources, locked; those another producer holds are left to it."""
-    names = ", ".join(f'c."{column.name}"' for column in shop_crawl.c)
+    names = ", ".join([*(f'c."{column.name}"' for column in shop_crawl.c), "s.source, s.known_items, s.suspect_items"])
     lock = " FOR UPDATE OF c SKIP LOCKED" if is_postgresql(connection) else ""
-    sql = f"SELECT {names}, s.source FROM {{r}} JOIN shop_crawl c ON c.id = r.id JOIN shop s ON s.id = c.shop_id"
+    sql = f"SELECT {names} FROM {{r}} JOIN shop_crawl c ON c.id = r.id JOIN shop s ON s.id = c.shop_id"
     rows = [{"id": key} for key in sorted(set(ids))]
-    columns = [*shop_crawl.c, page.c.source]
+    columns = [*shop_crawl.c, shop.c.source, shop.c.known_items, shop.c.suspect_items]
     found = await query_rows(connection, f"{sql} ORDER BY c.id{lock}", [shop_crawl.c.id], rows, returning=columns)
     return {row.id: row for row in found}
 

@@ -9,42 +9,109 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.bulk import query_rows
+from models.database import is_postgresql
 from models.ledger import unpack_keys
+from models.settings import Settings
 from models.source import source_named
 from models.tables import crawl, shop, shop_crawl
-from producer import slices
+from producer import reread, slices
+from producer.delist import Evidence, delist, is_whole, look
 from producer.facts import fact_names, fact_of
-from producer.plan import PageFact, Review
-from producer.verdict import Verdict, judge
+from producer.plan import PageFact, Progress, Review
+from producer.verdict import Verdict, guarded, judge
 from producer.windows import Slice, judge_windows, newest_end
 
-COLUMNS = ("state", "verdict", "reason", "distinct_items", "settled_at")
+COLUMNS = ("state", "verdict", "reason", "distinct_items", "gone_items", "settled_at")
 COUNTED_AT_ONCE = 20
 BUCKETS = 256
 
 
 async def settle(
-    connection: AsyncConnection, reviews: Mapping[int, Review], shops: Mapping[int, sa.Row[Any]], now: datetime
+    connection: AsyncConnection,
+    reviews: Mapping[int, Review],
+    shops: Mapping[int, sa.Row[Any]],
+    distinct: Mapping[int, int],
+    evidence: Mapping[int, Evidence],
+    *,
+    now: datetime,
+    settings: Settings,
 ) -> dict[int, dict[str, Any]]:
-    """Judge shops whose pages have all ended; returns the columns that make each one settled."""
-    ids = [key for key, value in reviews.items() if value.settle]
-    distinct = await _distinct_items(connection, ids)
-    windows = await slices.load(connection, [key for key in ids if reviews[key].progress.slices])
-    lost = await _lost_pages(connection, [key for key in ids if reviews[key].progress.pages_dead])
-    verdicts = {}
-    for key in ids:
-        progress, parts = reviews[key].progress, windows.get(key)
-        if shops[key].kind == "plan":
-            verdict = Verdict(None, f"counted: {progress.total_first}")
-        elif parts:
-            verdict = judge_windows(progress, parts, distinct[key])
-        else:
-            verdict = judge(progress, distinct[key], lost.get(key, []))
-        values = ("settled", verdict.verdict, verdict.reason, distinct[key], now)
-        verdicts[key] = dict(zip(COLUMNS, values, strict=True))
-    whole = [key for key in windows if verdicts[key]["verdict"] == "complete" and not is_filtered(shops[key])]
+    """Judge shops whose pages have all ended; returns the columns that make each one settled.
+
+    Their `distinct` items are counted; `evidence` is what is known already of items that some of them miss.
+    """
+    ended = {key: value.progress for key, value in reviews.items() if value.settle}
+    windows = await slices.load(connection, [key for key, progress in ended.items() if progress.is_windowed])
+    verdicts = await _judge(connection, ended, shops, windows, distinct, settings)
+    gone = dict.fromkeys(ended, 0)
+    for key in sorted(ended, key=lambda key: shops[key].shop_id):  # one order for all: no deadlocks
+        if verdicts[key].verdict == "complete" and is_whole(shops[key]):
+            proved = (
+                None if key in windows else (evidence.get(key) or await look(connection, shops[key], ended[key])).proved
+            )
+            gone[key] = await delist(connection, shops[key], proved, now, settings.gone_after)
+    seen = {key: (verdicts[key], distinct[key]) for key in sorted(ended) if is_whole(shops[key])}
+    await _remember(connection, seen, shops, now)
+    whole = [key for key in windows if verdicts[key].verdict == "complete" and not is_filtered(shops[key])]
     await _advance_watermarks(connection, {shops[key].shop_id: windows[key] for key in whole})
+    return {
+        key: dict(zip(COLUMNS, ("settled", v.verdict, v.reason, distinct[key], gone[key], now), strict=True))
+        for key, v in verdicts.items()
+    }
+
+
+async def _judge(
+    connection: AsyncConnection,
+    ended: Mapping[int, Progress],
+    shops: Mapping[int, sa.Row[Any]],
+    windows: Mapping[int, Sequence[Slice]],
+    distinct: Mapping[int, int],
+    settings: Settings,
+) -> dict[int, Verdict]:
+    lost = await _lost_pages(connection, [key for key, progress in ended.items() if progress.pages_dead])
+    second = await reread.load(connection, [key for key, progress in ended.items() if progress.second_pass])
+    verdicts = {}
+    for key, progress in ended.items():
+        if shops[key].kind == "plan":
+            verdicts[key] = Verdict(None, f"counted: {progress.total_first}")
+        elif key in windows:
+            verdicts[key] = judge_windows(progress, windows[key], distinct[key])
+        else:
+            calls = sum(part.calls for part in second.get(key, []))
+            verdicts[key] = judge(progress, distinct[key], lost.get(key, []), calls)
+        if is_whole(shops[key]):
+            known, suspect = shops[key].known_items, shops[key].suspect_items
+            verdicts[key] = guarded(verdicts[key], distinct[key], known, suspect, settings.shrink_guard)
     return verdicts
+
+
+async def _remember(
+    connection: AsyncConnection,
+    seen: Mapping[int, tuple[Verdict, int]],
+    shops: Mapping[int, sa.Row[Any]],
+    now: datetime,
+) -> None:
+    """Note how many items whole crawls showed, for those that follow to be measured by; suspicious ones apart."""
+    newest = {
+        shops[key].shop_id: {
+            "id": shops[key].shop_id,
+            "known_items": distinct if verdict.is_happy else shops[key].known_items,
+            "suspect_items": None if verdict.is_happy else distinct,
+            "baseline_at": now if verdict.verdict == "complete" else None,
+        }
+        for key, (verdict, distinct) in seen.items()
+        if verdict.is_happy or verdict.verdict == "suspect"
+    }
+    rows = [newest[key] for key in sorted(newest)]
+    if is_postgresql(connection):
+        sql = "SELECT 1 FROM {r} JOIN shop s ON s.id = r.id ORDER BY s.id FOR NO KEY UPDATE OF s"
+        await query_rows(connection, sql, [shop.c.id], rows)
+    sql = (
+        "UPDATE shop SET known_items = r.known_items, suspect_items = r.suspect_items,"
+        " baseline_at = COALESCE(shop.baseline_at, r.baseline_at) FROM {r} WHERE shop.id = r.id"
+    )
+    columns = [shop.c.id, shop.c.known_items, shop.c.suspect_items, shop.c.baseline_at]
+    await query_rows(connection, sql, columns, rows)
 
 
 def is_filtered(row: sa.Row[Any]) -> bool:
@@ -66,7 +133,7 @@ async def _advance_watermarks(connection: AsyncConnection, windows: Mapping[int,
     await query_rows(connection, sql, [shop.c.id, shop.c.watermark, shop.c.created_at], rows)
 
 
-async def _distinct_items(connection: AsyncConnection, ids: Sequence[int]) -> dict[int, int]:
+async def distinct_items(connection: AsyncConnection, ids: Sequence[int]) -> dict[int, int]:
     """How many different items the pages of each shop crawl showed; a few shops at a time, for many may end at once."""
     distinct: dict[int, int] = {}
     sql = "SELECT p.shop_crawl_id, p.item_keys FROM {r} JOIN page p ON p.shop_crawl_id = r.id WHERE p.state = 'done'"
@@ -92,7 +159,7 @@ def count_distinct(pages: Sequence[bytes]) -> int:
 
 async def _lost_pages(connection: AsyncConnection, ids: Sequence[int]) -> dict[int, list[PageFact]]:
     sql = f"SELECT p.shop_crawl_id, {fact_names('p')} FROM {{r}} JOIN page p ON p.shop_crawl_id = r.id"
-    sql += " WHERE p.state IN ('dead', 'refused') ORDER BY p.shop_crawl_id, p.number"
+    sql += " WHERE p.slice = 0 AND p.state IN ('dead', 'refused') ORDER BY p.shop_crawl_id, p.number"
     lost: dict[int, list[PageFact]] = {}
     for row in await query_rows(connection, sql, [shop_crawl.c.id], [{"id": key} for key in ids]):
         lost.setdefault(row.shop_crawl_id, []).append(fact_of(row))

@@ -183,7 +183,8 @@ class Fleet(RuleBasedStateMachine):
         self.seconds += 1
         if state != "done":
             return ended(task, state, at=self.seconds, due=self.seconds + 5 if state == "ready" else None)
-        shown = range((task.page - 1) * PAGE_SIZE, min(task.page * PAGE_SIZE, ROWS[task.shop]))
+        size = task.options["page_size"]
+        shown = range((task.page - 1) * size, min(task.page * size, ROWS[task.shop]))
         return done(
             task, items(*(f"{task.shop}-{number}" for number in shown)), at=self.seconds, total=CLAIMED[task.shop]
         )
@@ -252,7 +253,12 @@ class Fleet(RuleBasedStateMachine):
                 assert truth <= stored
                 assert row.distinct_items == len(truth)
             assert row.verdict == "complete" or row.pages_dead or CLAIMED[key] > ROWS[key]
-            assert len(mine) <= ceil(CLAIMED[key] / PAGE_SIZE) + 1
+            if not any(each.state in {"dead", "refused"} for each in mine if not each.slice):
+                assert row.verdict == ("complete" if CLAIMED[key] == ROWS[key] else "partial")
+            second = [each for each in mine if each.slice]
+            assert len(mine) - len(second) <= ceil(CLAIMED[key] / PAGE_SIZE) + 1
+            assert len(second) <= SETTINGS.second_pass_calls
+            assert not second or not any(each.state in {"dead", "refused"} for each in mine if not each.slice)
         assert stored <= {f"{key}-{number}" for key, total in ROWS.items() for number in range(total)}
 
 
@@ -351,7 +357,8 @@ async def test_behind_the_end_only_pages_that_were_not_sent_are_cancelled(sqlite
         assert [row.state for row in await rows(engine, page)] == ["done", "sent", "done", "sent", *["cancelled"] * 2]
         assert await store(engine, done(fourth, total=120), done(second, items(20), total=120)) == [True, True]
         async with engine.begin() as connection:
-            assert (await review(connection, now=after(5), settings=SETTINGS)).pages == 2
+            one_pass = SETTINGS.model_copy(update={"second_pass_share": 0})
+            assert (await review(connection, now=after(5), settings=one_pass)).pages == 2
         (settled,) = await rows(engine, shop_crawl)
         assert (settled.verdict, settled.last_page, settled.distinct_items) == ("partial", 2, 21)
         assert (settled.pages_done, settled.pages_cancelled, settled.planned) == (4, 2, 6)

@@ -1,0 +1,199 @@
+"""Delisting: finds the items that a whole crawl proves absent, counts that, and records those that are gone."""
+
+from array import array
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from models.bulk import query_rows
+from models.changes import Change, record
+from models.database import is_postgresql
+from models.ledger import pack_keys, unpack_keys
+from models.source import source_named
+from models.tables import item_seen, page, shop_crawl, slice_
+from producer.absence import Gap, Shown, find_absent
+from producer.plan import Progress
+from producer.second import BAND, SEAM
+
+AT_ONCE = 2_000
+# Keys compared for one shop at one time: items whose last crawls would exceed it wait for the next whole crawl.
+LARGEST_PROOF = 5_000_000
+
+
+@dataclass(slots=True)
+class Evidence:
+    """What a crawl proves about known items that it has not seen: keys that are absent, and where others may be."""
+
+    missing: int = 0
+    proved: set[int] = field(default_factory=set)
+    gaps: list[Gap] = field(default_factory=list)
+
+
+NOTHING = Evidence()
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A page that was had, and its part of the second pass, if it belongs to one."""
+
+    kind: str | None
+    number: int
+    size: int | None
+    total: int | None
+    keys: "array[int]"
+
+
+def is_whole(row: sa.Row[Any]) -> bool:
+    """Whether a shop crawl asks for all items of its shop, so that it may prove something about those it misses."""
+    return row.kind != "plan" and row.mode == "full" and not any(map(row.options.get, _filters(row.source)))
+
+
+def _filters(source: str) -> Sequence[str]:
+    return source_named(source).filter_names
+
+
+def direction(source: str, options: Any) -> int:
+    """1 or -1 under a sort in which items keep their places, 0 under any other."""
+    return source_named(source).steady_sorts.get(str(options.get("sort")), 0)
+
+
+async def look(connection: AsyncConnection, row: sa.Row[Any], progress: Progress) -> Evidence:
+    """Judge a whole crawl of pages by those of the crawls that saw the missing items last."""
+    missing = await _missing_by_crawl(connection, row)
+    evidence = Evidence(sum(len(keys) for keys in missing.values()))
+    way = direction(row.source, row.options)
+    if not missing or not way:
+        return evidence
+    pages = await _pages(connection, row.id)
+    shown = _shown([each for each in pages if _is_inside(each, progress.last_page)], progress.page_size)
+    work = sum(len(each.keys) for each in shown)
+    for crawl_id in sorted(missing, key=lambda key: (-len(missing[key]), -key)):
+        if work > LARGEST_PROOF:
+            break
+        prior = await _prior(connection, crawl_id, row.source, way)
+        if prior is None:
+            continue
+        findings = find_absent(missing[crawl_id], *prior, shown)
+        evidence.proved |= findings.proved
+        evidence.gaps += findings.gaps
+        work += sum(len(keys) for keys in prior[0]) + sum(len(each.keys) for each in shown)
+    return evidence
+
+
+async def _missing(connection: AsyncConnection, shop_id: int, before: datetime) -> AsyncIterator[Sequence[sa.Row[Any]]]:
+    """Known items of a shop that were not seen since then, in order, some at a time."""
+    t, after = item_seen.c, ""
+    while True:
+        query = sa.select(t.item_id, t.shop_crawl_id).where(t.shop_id == shop_id, t.item_id > after)
+        query = query.where(t.last_seen < before, t.gone_at.is_(None))
+        rows: list[sa.Row[Any]] = list(await connection.execute(query.order_by(t.item_id).limit(AT_ONCE)))
+        if rows:
+            yield rows
+        if len(rows) < AT_ONCE:
+            return
+        after = rows[-1].item_id
+
+
+async def _missing_by_crawl(connection: AsyncConnection, row: sa.Row[Any]) -> dict[int, "array[int]"]:
+    """Keys of missing items by the shop crawl that saw each last."""
+    found: dict[int, array[int]] = {}
+    async for rows in _missing(connection, row.shop_id, row.created_at):
+        keys = unpack_keys(pack_keys(each.item_id for each in rows))
+        for each, key in zip(rows, keys, strict=True):
+            found.setdefault(each.shop_crawl_id, array("Q")).append(key)
+    return found
+
+
+async def _pages(connection: AsyncConnection, shop_crawl_id: int) -> list[_Page]:
+    """The pages of a shop crawl that were had, the first pass first, each part in the order of its pages."""
+    number = sa.func.coalesce(page.c.page_no, page.c.number)
+    part = (slice_.c.shop_crawl_id == page.c.shop_crawl_id) & (slice_.c.number == page.c.slice)
+    query = (
+        sa.select(slice_.c.kind, number.label("number"), slice_.c.page_size, page.c.total, page.c.item_keys)
+        .join(slice_, part, isouter=True)
+        .where(page.c.shop_crawl_id == shop_crawl_id, page.c.state == "done")
+        .order_by(page.c.slice, number)
+    )
+    return [
+        _Page(row.kind, row.number, row.page_size, row.total, array("Q", unpack_keys(row.item_keys)))
+        for row in await connection.execute(query)
+    ]
+
+
+def _is_inside(each: _Page, last_page: int | None) -> bool:
+    """Whether a page is a stretch of the listing: no price band, and not behind the data's end, where pages repeat."""
+    return each.kind != BAND and (each.kind is not None or last_page is None or each.number <= max(1, last_page))
+
+
+def _shown(pages: Sequence[_Page], size: int | None) -> list[Shown]:
+    return [_show(each, each.size or size or 0) for each in pages]
+
+
+def _show(each: _Page, size: int) -> Shown:
+    rows = len(each.keys)
+    # Only a page that has what was asked for tells by its number where in the listing it lies.
+    ends = rows <= (size or rows) and (each.number - 1) * size + rows == each.total
+    return Shown(each.keys, 0 if each.kind == SEAM else each.number, each.number == 1, ends)
+
+
+async def _prior(
+    connection: AsyncConnection, shop_crawl_id: int, source: str, way: int
+) -> tuple[list[Sequence[int]], list[Sequence[int]]] | None:
+    """The pages of an earlier crawl, in the order of this one, and those across borders; None if they prove nothing.
+
+    Where more than a page of rows moved while it was read, the order of its pages is not certain.
+    """
+    columns = (shop_crawl.c.options, shop_crawl.c.last_page, shop_crawl.c.page_size, shop_crawl.c.pages_made)
+    query = sa.select(*columns).where(shop_crawl.c.id == shop_crawl_id)
+    row = (await connection.execute(query)).one_or_none()
+    if row is None or row.pages_made or not direction(source, row.options):
+        return None
+    pages = [each for each in await _pages(connection, shop_crawl_id) if _is_inside(each, row.last_page)]
+    totals = [each.total for each in pages if each.kind is None and each.total is not None]
+    if totals and max(totals) - min(totals) >= (row.page_size or 1):
+        return None
+    turned = way != direction(source, row.options)
+    lists: tuple[list[Sequence[int]], list[Sequence[int]]] = ([], [])
+    for each in pages:
+        lists[each.kind == SEAM].append(each.keys[::-1] if turned else each.keys)
+    return (lists[0][::-1], lists[1]) if turned else lists
+
+
+async def delist(
+    connection: AsyncConnection, row: sa.Row[Any], proved: "set[int] | None", now: datetime, gone_after: int
+) -> int:
+    """Count one more crawl without these items (by key; None: all that are missing); returns how many are gone now."""
+    gone = 0
+    async for rows in _missing(connection, row.shop_id, row.created_at):
+        keys = unpack_keys(pack_keys(each.item_id for each in rows))
+        absent = [each.item_id for each, key in zip(rows, keys, strict=True) if proved is None or key in proved]
+        gone += await _miss(connection, row, absent, now, gone_after)
+    return gone
+
+
+async def _miss(
+    connection: AsyncConnection, row: sa.Row[Any], absent: Sequence[str], now: datetime, gone_after: int
+) -> int:
+    columns = [item_seen.c.shop_id, item_seen.c.item_id, item_seen.c.last_seen]
+    rows = [{"shop_id": row.shop_id, "item_id": item_id, "last_seen": row.created_at} for item_id in absent]
+    if is_postgresql(connection):  # workers lock in this order too
+        sql = "SELECT 1 FROM {r} JOIN item_seen i ON i.shop_id = r.shop_id AND i.item_id = r.item_id"
+        await query_rows(connection, f"{sql} ORDER BY i.shop_id, i.item_id FOR UPDATE OF i", columns, rows)
+    sql = (
+        "UPDATE item_seen SET misses = item_seen.misses + 1,"
+        " gone_at = CASE WHEN item_seen.misses + 1 >= :after THEN r.gone_at END FROM {r}"
+        " WHERE item_seen.shop_id = r.shop_id AND item_seen.item_id = r.item_id AND item_seen.gone_at IS NULL"
+        " AND item_seen.last_seen < r.last_seen RETURNING item_seen.item_id, item_seen.gone_at"
+    )
+    stamped = [{**each, "gone_at": now} for each in rows]
+    returning = [item_seen.c.item_id, item_seen.c.gone_at]
+    found = await query_rows(
+        connection, sql, [*columns, item_seen.c.gone_at], stamped, returning=returning, after=gone_after
+    )
+    gone = sorted(each.item_id for each in found if each.gone_at is not None)
+    await record(connection, [Change(row.shop_id, item_id, "gone", now, row.id) for item_id in gone])
+    return len(gone)
