@@ -1,12 +1,12 @@
 """Changes of items: one row for each event, and its way into the outbox of everyone who subscribed to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from models.bulk import insert_rows
 from models.tables import change, outbox, subscription
@@ -35,11 +35,24 @@ class Change(msgspec.Struct, frozen=True):
     after: dict[str, Any] | None = None
 
 
+def restating(engine: AsyncEngine) -> AsyncEngine:
+    """The same engine for telling the past anew: no subscriber is told of the changes recorded through it."""
+    return engine.execution_options(restating=True)
+
+
+def _is_restating(connection: AsyncConnection) -> bool:
+    options: Mapping[str, Any] = connection.sync_connection.get_execution_options()  # type: ignore[union-attr]
+    return bool(options.get("restating"))
+
+
 async def record(connection: AsyncConnection, changes: Sequence[Change]) -> None:
-    """Keep changes, and put each into the outbox of the subscriptions that it fits, in the caller's transaction."""
+    """Keep changes, and put each into the outbox of the subscriptions that it fits, in the caller's transaction.
+
+    Through an engine that is `restating` they are only kept.
+    """
     rows = [msgspec.structs.asdict(each) for each in changes]
     made = await insert_rows(connection, change, rows, returning="id, shop_id, kind")
-    if not made:
+    if not made or _is_restating(connection):
         return
     wanted = sa.select(subscription.c.id, subscription.c.shop_id, subscription.c.kinds)
     subscriptions = (await connection.execute(wanted.where(subscription.c.state.in_(SUBSCRIBED)))).all()
