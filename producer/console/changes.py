@@ -25,10 +25,9 @@ def print_changes(console: Console, entries: Sequence[Entry], count: int) -> Non
     table.add_column("change", overflow="fold")
     for entry in entries:
         kind = Text(plain(entry.kind, 20), _STYLES.get(entry.kind, ""))
-        words = (plain(entry.title or "", 60), change_words(entry))
-        table.add_row(
-            f"{entry.at:%Y-%m-%d %H:%M}", plain(entry.shop, 30), plain(entry.item_id, 30), kind, *map(Text, words)
-        )
+        names = (plain(entry.shop, 30), plain(entry.item_id, 30), kind, plain(entry.title or "", 60))
+        cells = (f"{entry.at:%Y-%m-%d %H:%M}", *names, change_words(entry))
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
     console.print(Padding(table, (1, 1)))
     if count > len(entries):
         more = f"more than {number(count - len(entries))}" if count == MOST_COUNTED else number(count - len(entries))
