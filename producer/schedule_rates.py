@@ -173,8 +173,8 @@ def _filled(values: Sequence[float | None], fallback: float) -> list[float]:
 def accrued(daily: int, since: datetime, now: datetime, ahead: timedelta) -> int:
     """Calls of today's (UTC) budget that may be planned by now, even spread from midnight or `since` to midnight."""
     midnight = day_start(now)
-    elapsed = (min(now + ahead, midnight + timedelta(days=1)) - max(midnight, since)).total_seconds()
-    return int(daily * min(1.0, max(0.0, elapsed / DAY)))
+    elapsed = min(now + ahead, midnight + timedelta(days=1)) - max(midnight, since)
+    return max(0, daily * elapsed // timedelta(days=1))
 
 
 def day_start(now: datetime) -> datetime:
