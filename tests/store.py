@@ -41,10 +41,11 @@ async def stock(
     """Put items into a shop as if all were seen at `at`, with more columns of `item_seen`; returns the shop's id."""
     shop_id = await shop_id_of(engine, key, source)
     common = {"shop_id": shop_id, "shop_crawl_id": 1, "first_seen": at, "last_seen": at, "changed_at": at}
-    common |= {"figures_at": at, "tracked_hash": 0, "rest_hash": 0, "misses": 0, **(seen or {})}
+    common |= {name: 0 for name in item_seen.c.keys() if name.endswith("hash")}  # noqa: SIM118 (columns, not names)
+    common |= {"figures_at": at, "misses": 0, **(seen or {})}
     values = [common | msgspec.structs.asdict(each) for each in items]
     async with engine.begin() as connection:
         for table in (item, item_seen):
-            rows = [{name: row[name] for name in table.c.keys() if name in row} for row in values]  # noqa: SIM118
+            rows = [{name: row[name] for name in table.c.keys() if name in row} for row in values]  # noqa: SIM118 (as above)
             await insert_rows(connection, table, rows, conflict=_CONFLICT)
     return shop_id
