@@ -15,7 +15,7 @@ from models.credentials import parked as all_parked
 from models.errors import UsageError
 from models.tables import Money, crawl, shop, shop_crawl
 
-UNHAPPY = ("failed", "partial")
+UNHAPPY = ("failed", "partial", "suspect")
 HELD = "needs authorisation"
 
 
@@ -26,11 +26,21 @@ class Verdicts(msgspec.Struct, frozen=True):
     drifted: int = 0
     partial: int = 0
     failed: int = 0
+    suspect: int = 0
 
     @property
     def settled(self) -> int:
         """Shops that have a verdict."""
-        return self.complete + self.drifted + self.partial + self.failed
+        return self.complete + self.drifted + self.unhappy
+
+    @property
+    def unhappy(self) -> int:
+        """Shops that may not have shown all they have."""
+        return self.partial + self.failed + self.suspect
+
+
+VERDICTS = Verdicts.__struct_fields__
+"""Every verdict there is."""
 
 
 class Pages(msgspec.Struct, frozen=True):
@@ -109,7 +119,7 @@ class CrawlStatus(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class UnhappyShop(msgspec.Struct, frozen=True):
-    """A shop that ended partial or failed, or that needs authorisation, and why."""
+    """A shop that ended suspect, partial or failed, or that needs authorisation, and why."""
 
     source: str
     shop: str
@@ -139,6 +149,7 @@ _FACTS = sa.text(
             count(CASE WHEN verdict = 'drifted' THEN 1 END) AS drifted,
             count(CASE WHEN verdict = 'partial' THEN 1 END) AS partial,
             count(CASE WHEN verdict = 'failed' THEN 1 END) AS failed,
+            count(CASE WHEN verdict = 'suspect' THEN 1 END) AS suspect,
             count(CASE WHEN state = 'held' THEN 1 END) AS held,
             sum(planned) AS planned, sum(pages_done) AS done, sum(pages_dead) AS dead,
             sum(pages_cancelled) AS cancelled, sum("rows") AS seen, sum(distinct_items) AS distinct_items,
@@ -186,7 +197,7 @@ async def crawl_status(connection: AsyncConnection, crawl_id: int, *, now: datet
         crawl=crawl_id,
         state=row.state,
         shops=row.shops,
-        verdicts=Verdicts(row.complete, row.drifted, row.partial, row.failed),
+        verdicts=Verdicts(**{name: row._mapping[name] for name in VERDICTS}),
         pages=_pages(row),
         items=Items(
             seen=_sum(row.seen, row.fresh_seen),
@@ -234,13 +245,13 @@ async def latest_crawl_id(connection: AsyncConnection) -> int | None:
 
 
 def exit_code(status: CrawlStatus) -> int:
-    """3 if a shop ended partial or failed, needs authorisation or waits for a budget, else 0."""
-    unhappy = status.verdicts.partial or status.verdicts.failed or status.needs_authorisation
+    """3 if a shop ended suspect, partial or failed, needs authorisation or waits for a budget, else 0."""
+    unhappy = status.verdicts.unhappy or status.needs_authorisation
     return 3 if unhappy or status.waits_for else 0
 
 
 async def unhappy_shops(connection: AsyncConnection, crawl_id: int, limit: int) -> list[UnhappyShop]:
-    """Up to `limit` shops that ended failed or partial or are held, by that, then by source and key."""
+    """Up to `limit` shops that ended failed, partial or suspect or are held, by that, then by source and key."""
     verdict = sa.case((shop_crawl.c.state == "held", HELD), else_=shop_crawl.c.verdict).label("verdict")
     query = (
         sa.select(shop.c.source, shop.c.key.label("shop"), verdict, shop_crawl.c.reason)

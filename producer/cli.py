@@ -23,7 +23,7 @@ from models.modes import REFRESH
 from models.redact import redact
 from models.settings import Settings, load_settings
 from models.source import source_named
-from models.status import CrawlStatus, exit_code
+from models.status import VERDICTS, CrawlStatus, exit_code
 from models.vault import Vault
 from producer import changes, circuits, commands, export, limits, run, schedule_cli, sessions, subscriptions
 from producer.console.estimate import print_estimate
@@ -142,9 +142,9 @@ def recrawl(
     """Crawl shops again, ahead of all other work; asking twice while one is pending does not double it."""
     settings = _settings(workers=workers, concurrency=concurrency)
     verdicts = [*(verdict or []), *(["failed"] if failed else [])]
-    unknown = set(verdicts) - {"complete", "drifted", "partial", "failed"}
+    unknown = set(verdicts) - set(VERDICTS)
     if unknown:
-        raise UsageError(f"unknown verdict {min(unknown)!r}; verdicts: complete, drifted, partial, failed")
+        raise UsageError(f"unknown verdict {min(unknown)!r}; verdicts: {', '.join(VERDICTS)}")
     if not (shops or all_shops or verdicts or older_than):
         raise UsageError("say which shops: keys, --all, --failed, --verdict or --older-than")
     wanted = chosen_mode(mode, older_than if mode == REFRESH else None, since)

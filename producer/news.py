@@ -31,4 +31,5 @@ async def _tell_shops(connection: AsyncConnection, ids: Sequence[int]) -> None:
     query = sa.select(*columns).join(shop, shop.c.id == shop_crawl.c.shop_id).where(shop_crawl.c.id.in_(ids))
     for row in await connection.execute(query.order_by(shop_crawl.c.id)):
         fields = {"crawl": row.crawl_id, "shop": row.key, "verdict": row.verdict, "reason": row.reason}
-        logger.info("shop settled", extra=fields)
+        level = logging.WARNING if row.verdict == "suspect" else logging.INFO
+        logger.log(level, "shop settled", extra=fields)

@@ -100,7 +100,7 @@ def unhappy_table(status: CrawlStatus, shops: Sequence[UnhappyShop]) -> Renderab
     for entry in shops[:MOST_UNHAPPY]:
         verdict = Text(entry.verdict, VERDICT_STYLES.get(entry.verdict, "red"))
         grid.add_row(verdict, Text(plain(entry.shop, 60)), Text(plain(entry.reason, 160), "dim"))
-    unhappy = status.verdicts.partial + status.verdicts.failed + status.needs_authorisation
+    unhappy = status.verdicts.unhappy + status.needs_authorisation
     rest = unhappy - min(len(shops), MOST_UNHAPPY)
     if rest <= 0:
         return grid

@@ -120,7 +120,7 @@ def _shops(status: CrawlStatus) -> Text:
 
 def _verdicts(verdicts: Verdicts) -> list[str | Text]:
     """Only what is out of the ordinary: most shops are complete."""
-    unusual = {name: getattr(verdicts, name) for name in ("drifted", "partial", "failed")}
+    unusual = {name: getattr(verdicts, name) for name in VERDICT_STYLES if name != "complete"}
     return [Text(f"{number(count)} {name}", style=VERDICT_STYLES[name]) for name, count in unusual.items() if count]
 
 

@@ -62,10 +62,10 @@ def _headline(status: CrawlStatus) -> Text:
     if not status.is_finished:
         words = f"… Crawl {status.crawl} is not finished: {number(status.open_shops)} shops open, all work is kept"
         return Text(words, "bold yellow")
-    lost = verdicts.partial + verdicts.failed
-    if lost:
-        words = f"▲ Crawl {status.crawl} finished: {number(lost)} of {number(status.shops)} shops incomplete"
-        return Text(words, "bold yellow")
+    if verdicts.unhappy:
+        what = ["incomplete"] * bool(verdicts.unhappy - verdicts.suspect) + ["suspect"] * bool(verdicts.suspect)
+        words = f"▲ Crawl {status.crawl} finished: {number(verdicts.unhappy)} of {number(status.shops)} shops "
+        return Text(words + " or ".join(what), "bold yellow")
     drifted = " or drifted" if verdicts.drifted else ""
     return Text(f"✔ Crawl {status.crawl} finished: all {number(status.shops)} shops complete{drifted}", "bold green")
 
@@ -76,6 +76,8 @@ def _next_steps(status: CrawlStatus, setup: str, command: str) -> Table:
     steps += [(f"budget {status.crawl} --max-calls N", "give it another budget")] if status.waits_for else []
     steps += [("resume", "go on where it stopped")] if not status.is_finished else []
     steps.append(("export items --format csv > items.csv", "all items, as CSV"))
+    if status.verdicts.suspect:
+        steps.append(("recrawl --verdict suspect", "look once more at shops that shrank"))
     if status.verdicts.partial:
         steps.append(("recrawl --verdict partial", "retry partial shops"))
     if status.verdicts.failed:

@@ -52,15 +52,16 @@ def print_crawls(console: Console, crawls: Sequence[CrawlLine], *, now: datetime
     table = Table(box=None, header_style="dim", padding=(0, 1, 0, 0))
     for name in ("crawl", "started (UTC)", "took", "shops"):
         table.add_column(name, justify="left" if name == "started (UTC)" else "right", no_wrap=True)
-    for name, style in VERDICT_STYLES.items():
-        table.add_column(name, justify="right", style=style, no_wrap=True)
+    shown = [name for name in VERDICT_STYLES if name != "suspect" or any(entry.verdicts.suspect for entry in crawls)]
+    for name in shown:
+        table.add_column(name, justify="right", style=VERDICT_STYLES[name], no_wrap=True)
     table.add_column("state", no_wrap=True)
     for entry in crawls:
-        table.add_row(*_crawl_row(entry, now))
+        table.add_row(*_crawl_row(entry, shown, now))
     console.print(Padding(table, (1, 1)))
 
 
-def _crawl_row(entry: CrawlLine, now: datetime) -> list[str | Text]:
+def _crawl_row(entry: CrawlLine, verdicts: Sequence[str], now: datetime) -> list[str | Text]:
     took = ((entry.finished_at or now) - entry.created_at).total_seconds()
     kind = "" if entry.kind == "crawl" else f" {entry.kind}"
     return [
@@ -68,11 +69,11 @@ def _crawl_row(entry: CrawlLine, now: datetime) -> list[str | Text]:
         f"{entry.created_at:%Y-%m-%d %H:%M}",
         duration(took),
         number(entry.shops),
-        *_verdict_cells(entry.verdicts),
+        *_verdict_cells(entry.verdicts, verdicts),
         Text(f"{entry.state}{kind}", _STATE_STYLES.get(entry.state, "yellow")),
     ]
 
 
-def _verdict_cells(verdicts: Verdicts) -> list[str | Text]:
-    counts = [getattr(verdicts, name) for name in VERDICT_STYLES]
+def _verdict_cells(verdicts: Verdicts, names: Sequence[str]) -> list[str | Text]:
+    counts = [getattr(verdicts, name) for name in names]
     return [number(count) if count else Text("–", "bright_black") for count in counts]

@@ -8,7 +8,7 @@ from rich.text import Text
 
 LONGEST_WORDS = 300
 FRACTION = "▏▎▍▌▋▊▉█"
-VERDICT_STYLES = {"complete": "green", "drifted": "cyan", "partial": "yellow", "failed": "red"}
+VERDICT_STYLES = {"complete": "green", "drifted": "cyan", "suspect": "magenta", "partial": "yellow", "failed": "red"}
 # Throttling and running dry are the account's business, everything else is trouble with a page.
 _OUTCOME_STYLES = {"200": "green", "503": "yellow", "429": "yellow", "439": "bold yellow"}
 

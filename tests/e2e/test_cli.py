@@ -35,7 +35,7 @@ def test_json_prints_one_object_with_the_documented_keys_and_nothing_else(crawle
     told = json.loads(lines[0])
     assert told.keys() == KEYS
     assert (told["crawl"], told["state"], told["shops"]) == (1, "finished", 15)
-    assert told["verdicts"] == {"complete": 13, "drifted": 0, "partial": 1, "failed": 1}
+    assert told["verdicts"] == {"complete": 13, "drifted": 0, "partial": 1, "failed": 1, "suspect": 0}
     assert told["pages"].keys() == {"ready", "sent", "done", "dead"}
     assert (told["pages"]["ready"], told["pages"]["sent"], told["pages"]["dead"]) == (0, 0, 2)
     assert told["items"].keys() == {"seen", "unique", "new", "changed"}

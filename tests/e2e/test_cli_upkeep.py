@@ -109,5 +109,5 @@ def test_recrawl_of_a_healed_shop_is_exit_code_0_and_takes_the_data_folder_back(
     done = run_alone(copy, crawled.simulator.url, "recrawl", REFUSED, HOLED, "--json", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
     told = json.loads(done.stdout)
-    assert told["verdicts"] == {"complete": 2, "drifted": 0, "partial": 0, "failed": 0}
+    assert told["verdicts"] == {"complete": 2, "drifted": 0, "partial": 0, "failed": 0, "suspect": 0}
     assert told["items"]["new"] == 30 + 20, "all of one shop, and the page that was missing of the other"

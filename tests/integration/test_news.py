@@ -37,6 +37,6 @@ async def test_unhappy_shops_and_the_end_of_a_crawl_have_a_line_with_fields(
     (line,) = caplog.records
     figures = vars(line)
     assert (line.message, figures["crawl"], figures["shops"]) == ("crawl finished", crawl_id, 3)
-    assert figures["verdicts"] == {"complete": 2, "drifted": 0, "partial": 0, "failed": 1}
+    assert figures["verdicts"] == {"complete": 2, "drifted": 0, "partial": 0, "failed": 1, "suspect": 0}
     assert figures["items"]["new"] == 2 and figures["calls"] == {"200": 2, "417": 1}
     assert line.levelno == logging.INFO

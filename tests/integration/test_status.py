@@ -142,7 +142,7 @@ async def test_a_finished_crawl_serialises_to_the_promised_object(engine: AsyncE
         "crawl": crawl_id,
         "state": "finished",
         "shops": 4,
-        "verdicts": {"complete": 2, "drifted": 0, "partial": 1, "failed": 1},
+        "verdicts": {"complete": 2, "drifted": 0, "partial": 1, "failed": 1, "suspect": 0},
         "pages": {"ready": 0, "sent": 0, "done": 7, "dead": 2},
         "items": {"seen": 11, "unique": 11, "new": 11, "changed": 0},
         "calls": {"503": 14, "200": 7, "500": 5, "422": 1},

@@ -4,6 +4,7 @@ import io
 import re
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from rich.console import Console, RenderableType
 
 from models.credentials import Parked
 from models.fleet import Ban, LimitState
-from models.status import CrawlLine, CrawlStatus, Items, Pages, UnhappyShop, Verdicts
+from models.status import CrawlLine, CrawlStatus, Items, Pages, UnhappyShop, Verdicts, exit_code
 from producer.console import print_crawls, print_status, print_summary, shown_location
 from producer.console.figures import unhappy_table
 from producer.console.progress import Fleet, Pace, View, block, line
@@ -146,6 +147,28 @@ def test_nothing_is_wider_than_the_terminal(width: int) -> None:
     texts = [shown(block(view, width), width=width), summary(FINISHED, shops, width)]
     assert max(Console(width=width).measure(text).maximum for text in texts) <= width
     assert all("…" in text for text in texts[1:])
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "words"),
+    [
+        (Verdicts(2, partial=1), "1 of 3 shops incomplete"),
+        (Verdicts(2, suspect=1), "1 of 3 shops suspect"),
+        (Verdicts(1, failed=1, suspect=1), "2 of 3 shops incomplete or suspect"),
+    ],
+)
+def test_a_shop_that_shrank_is_told_and_looked_at_once_more(verdicts: Verdicts, words: str) -> None:
+    text = summary(msgspec.structs.replace(HAPPY, verdicts=verdicts))
+    assert words in text
+    assert ("recrawl --verdict suspect" in text) == bool(verdicts.suspect)
+    assert exit_code(msgspec.structs.replace(HAPPY, verdicts=verdicts)) == 3
+
+
+def test_the_list_of_crawls_has_a_column_of_suspects_when_there_are_any() -> None:
+    for suspects in (0, 4):
+        console, text = recorder(120)
+        print_crawls(console, [CrawlLine(7, "crawl", "finished", NOW, NOW, 9, Verdicts(9, suspect=suspects))], now=NOW)
+        assert ("suspect" in text.getvalue()) == bool(suspects)
 
 
 def test_the_summary_tells_verdicts_costs_place_and_next_steps() -> None:
