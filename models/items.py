@@ -52,15 +52,11 @@ class Sighting(msgspec.Struct, frozen=True, gc=False):
         return msgspec.json.decode(self.row, type=Item)
 
 
-class _Seen(msgspec.Struct):
-    """A row of `item_seen`, with decimals as plain text: on SQLite equal numbers must be equal texts."""
+class _State(msgspec.Struct):
+    """What `item_seen` says of an item, decimals as plain text: on SQLite equal numbers must be equal texts."""
 
-    shop_id: int
     item_id: str
-    last_seen: datetime
-    shop_crawl_id: int
     tracked_hash: int
-    rest_hash: int
     gmv_30d: str | None
     gmv_90d: str | None
     sold_30d: int | None
@@ -71,10 +67,11 @@ class _Seen(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What became of a batch of sightings: those that were new, and those that changed a tracked field."""
+    """What became of sightings: new items, changes of tracked fields, and those that something newer went before."""
 
     new: list[Sighting] = field(default_factory=list)
     changed: list[Sighting] = field(default_factory=list)
+    late: list[Sighting] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +85,14 @@ class Difference:
     """It counted as gone."""
 
 
+def digest(content: bytes) -> int:
+    """A signed 64-bit digest."""
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "big", signed=True)
+
+
 def content_hash(item: Item) -> int:
-    """A signed 64-bit digest of all values as they were sent. It is a hint: equal ones leave nothing to compare."""
-    return int.from_bytes(blake2b(msgspec.json.encode(_values(item)), digest_size=8).digest(), "big", signed=True)
+    """A digest of all values as they were sent. It is a hint: equal ones leave nothing to compare."""
+    return digest(msgspec.json.encode(_values(item)))
 
 
 @lru_cache(maxsize=4096)  # neighbours often have the same figures: none
@@ -98,19 +100,43 @@ def _plain(value: Decimal) -> str:
     return format(value.normalize(), "f")
 
 
+def sightings_of(
+    items: Iterable[Item], *, shop_id: int, shop_crawl_id: int, seen_at: datetime
+) -> tuple[list[Sighting], int]:
+    """The sightings of a page's items, and a digest of all they say, whatever their order.
+
+    Raises TypeError, ValueError or RecursionError for a value that JSON cannot hold.
+    """
+    ours = {"shop_id": shop_id, "shop_crawl_id": shop_crawl_id}
+    seen = _opened(ours | {"last_seen": seen_at})
+    row = _opened(ours | {"first_seen": seen_at, "changed_at": seen_at})
+    sightings, states = [], []
+    for item in items:
+        state = msgspec.json.encode(_state(item))
+        # The item's own fields follow ours, encoded without a detour over a dict.
+        raws = msgspec.Raw(seen + state[1:]), msgspec.Raw(row + msgspec.json.encode(item)[1:])
+        sightings.append(Sighting(shop_id, shop_crawl_id, seen_at, item.item_id, *raws))
+        states.append(state)
+    return sightings, digest(b"".join(sorted(states)))
+
+
 def sighting_of(item: Item, *, shop_id: int, shop_crawl_id: int, seen_at: datetime) -> Sighting:
-    """The sighting of an item; raises TypeError, ValueError or RecursionError for a value that JSON cannot hold."""
+    """The sighting of one item; raises what `sightings_of` raises."""
+    (sighting,), _digest = sightings_of([item], shop_id=shop_id, shop_crawl_id=shop_crawl_id, seen_at=seen_at)
+    return sighting
+
+
+def _opened(values: Mapping[str, Any]) -> bytes:
+    return msgspec.json.encode(values)[:-1] + b","
+
+
+def _state(item: Item) -> _State:
     gmv_30d, gmv_90d, sold_30d, sold_90d, orders_30d, rank_score = _figures(item)
-    seen = _Seen(
-        shop_id, item.item_id, seen_at, shop_crawl_id, content_hash(item), 0,
+    return _State(
+        item.item_id, content_hash(item),
         gmv_30d if gmv_30d is None else _plain(gmv_30d), gmv_90d if gmv_90d is None else _plain(gmv_90d),
         sold_30d, sold_90d, orders_30d, rank_score if rank_score is None else _plain(rank_score),
     )  # fmt: skip
-    ours = {"shop_id": shop_id, "shop_crawl_id": shop_crawl_id, "first_seen": seen_at, "changed_at": seen_at}
-    # The item's own fields follow ours, encoded without a detour over a dict.
-    row = msgspec.json.encode(ours)[:-1] + b"," + msgspec.json.encode(item)[1:]
-    encoded = msgspec.Raw(msgspec.json.encode(seen))
-    return Sighting(shop_id, shop_crawl_id, seen_at, item.item_id, encoded, msgspec.Raw(row))
 
 
 def waves(sightings: Iterable[Sighting]) -> list[list[Sighting]]:
@@ -126,8 +152,10 @@ def waves(sightings: Iterable[Sighting]) -> list[list[Sighting]]:
     return list(found.values())
 
 
-def difference(stored: Mapping[str, Any], sighting: Sighting, tracked: Collection[str]) -> Difference:
-    """Compare a sighting with the stored values and `gone_at`; a field that was not sent is no difference."""
+def difference(
+    stored: Mapping[str, Any], sighting: Sighting, tracked: Collection[str], *, back: bool = False
+) -> Difference:
+    """Compare a sighting with the stored values; a field that was not sent is no difference."""
     item = sighting.item
     moved = {
         name: (stored[name], value)
@@ -138,7 +166,7 @@ def difference(stored: Mapping[str, Any], sighting: Sighting, tracked: Collectio
         sighting,
         tracked={name: values for name, values in moved.items() if name in tracked},
         rest={name: values for name, values in moved.items() if name not in tracked},
-        back=stored["gone_at"] is not None,
+        back=back,
     )
 
 

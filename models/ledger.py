@@ -2,7 +2,7 @@
 
 from array import array
 from base64 import b64decode, b64encode
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from hashlib import blake2b
@@ -12,15 +12,18 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from models.archive import Answer, archive
 from models.billing import FREE
 from models.budget import DailyCaps, Settlement, settle
 from models.bulk import insert_rows, query_rows
 from models.database import is_postgresql
-from models.items import Diff, Sighting, sighting_of
+from models.items import Diff, Sighting, digest, sightings_of
 from models.messages import PageTask
+from models.settings import TRACKED_FIELDS
+from models.sheets import Sheet, SheetKey
 from models.source import FetchedPage
-from models.store import observe
-from models.tables import call, page, page_body
+from models.store import PageSeen, observe_pages
+from models.tables import call, page
 
 TOO_FAR = "window-too-large"
 """The outcome of a page that lies beyond what the API reaches, whatever the API calls it."""
@@ -38,9 +41,13 @@ class Calls(msgspec.Struct, frozen=True):
 
 
 class SeenPage(msgspec.Struct, frozen=True):
-    """What a page showed, ready for the store: its sightings and `pack_keys` of their ids, in the order sent."""
+    """What a page showed, ready for the store: its sightings and `pack_keys` of their ids, in the order sent.
+
+    `digest` is of all that it showed.
+    """
 
     sightings: list[Sighting]
+    digest: int
     item_keys: str
     total: int | None
     page_size: int | None
@@ -82,12 +89,10 @@ class PageResult(msgspec.Struct, kw_only=True):
 
 
 def seen(task: PageTask, fetched: FetchedPage, at: datetime) -> SeenPage:
-    """What a decoded page showed at this time; raises what `sighting_of` raises."""
-    sightings = [
-        sighting_of(item, shop_id=task.shop_id, shop_crawl_id=task.shop_crawl_id, seen_at=at) for item in fetched.items
-    ]
+    """What a decoded page showed at this time; raises what `sightings_of` raises."""
+    sightings, shown = sightings_of(fetched.items, shop_id=task.shop_id, shop_crawl_id=task.shop_crawl_id, seen_at=at)
     keys = pack_keys(item.item_id for item in fetched.items).decode()
-    return SeenPage(sightings, keys, fetched.total, fetched.page_size)
+    return SeenPage(sightings, shown, keys, fetched.total, fetched.page_size)
 
 
 def with_page(result: PageResult, fetched: FetchedPage) -> PageResult:
@@ -153,11 +158,13 @@ async def store_results(
     *,
     caps: DailyCaps = NO_CAPS,
     once_more: bool = False,
+    tracked: Collection[str] = TRACKED_FIELDS,
 ) -> list[Stored | None]:
     """Store results and their items inside the caller's transaction; returns None for each one not accepted.
 
     Of a page whose fence is outdated, and of a second result for one sending, nothing is stored, except that its
     calls are counted: they were made and may be billed. `once_more`: an earlier attempt may have been committed.
+    `tracked`: the item fields of which each change is kept.
     """
     current = await _lock_current(connection, results)
     kept: dict[int, PageResult] = {}
@@ -168,7 +175,7 @@ async def store_results(
                 current.remove(sending)
             kept[place] = result
     ends = {place: result for place, result in kept.items() if result.state != "sent"}
-    rows = await _store_accepted(connection, list(ends.values()))
+    rows = await _store_accepted(connection, list(ends.values()), tracked)
     refused = await _account(connection, results, kept, caps, once_more=once_more)
     stored: list[Stored | None] = [None] * len(results)
     for place in kept.keys() - ends.keys():
@@ -221,14 +228,34 @@ async def _lock_current(connection: AsyncConnection, results: Sequence[PageResul
     return {(row.id, row.fence) for row in await query_rows(connection, sql, [page.c.id, page.c.fence], rows)}
 
 
-async def _store_accepted(connection: AsyncConnection, results: Sequence[PageResult]) -> list[dict[str, Any]]:
+async def _store_accepted(
+    connection: AsyncConnection, results: Sequence[PageResult], tracked: Collection[str]
+) -> list[dict[str, Any]]:
     """Store results; returns the columns that each one's page got."""
-    sightings = [sighting for result in results for sighting in result.sightings]
-    rows = _page_rows(results, await observe(connection, sightings))
+    digests = {result.task.page_id: digest(result.body) for result in results if result.body}
+    pages = [
+        PageSeen(result.page.sightings, _sheet(result, result.page, digests))
+        for result in results
+        if result.page is not None
+    ]
+    diff, same = await observe_pages(connection, pages, tracked=tracked)
+    rows = _page_rows(results, diff)
     await query_rows(connection, _FINISH, _PAGE_COLUMNS, rows)
-    await _store_bodies(connection, [result for result in results if result.body])
+    await archive(connection, [_answer(result, digests, same) for result in results if result.body])
     await _move_windows(connection, [result for result in results if result.window_end])
     return rows
+
+
+def _sheet(result: PageResult, shown: SeenPage, digests: Mapping[int, int]) -> Sheet:
+    task, body_digest = result.task, digests.get(result.task.page_id)
+    body_page_id = None if body_digest is None else task.page_id
+    return Sheet(task.shop_id, shown.digest, result.at, task.shop_crawl_id, body_digest, body_page_id)
+
+
+def _answer(result: PageResult, digests: Mapping[int, int], same: Mapping[SheetKey, Sheet]) -> Answer:
+    page_id, shown = result.task.page_id, result.page
+    known = same.get((result.task.shop_id, shown.digest)) if shown is not None else None
+    return Answer(page_id, result.at, result.body or b"", digests[page_id], known)
 
 
 def _page_rows(results: Sequence[PageResult], diff: Diff) -> list[dict[str, Any]]:
@@ -288,9 +315,3 @@ async def _move_windows(connection: AsyncConnection, results: Sequence[PageResul
     )
     rows = [{"id": result.task.page_id, "due_at": result.window_end} for result in results]
     await query_rows(connection, sql, [page.c.id, page.c.due_at], rows)
-
-
-async def _store_bodies(connection: AsyncConnection, results: Sequence[PageResult]) -> None:
-    if results:
-        rows = [{"page_id": r.task.page_id, "fetched_at": r.at, "body": r.body} for r in results]
-        await connection.execute(sa.insert(page_body), rows)

@@ -1,161 +1,214 @@
 """Sightings into the store: most only move a slim row; what is new or changed is written in full, with its history."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from models import sheets
 from models.bulk import insert_encoded, query_rows
 from models.changes import Change, record
 from models.database import is_postgresql
-from models.items import (
-    FIGURES,
-    VALUES,
-    Diff,
-    Difference,
-    Sighting,
-    changes_of,
-    difference,
-    news_of,
-    waves,
-)
+from models.items import FIGURES, VALUES, Diff, Difference, ItemKey, Sighting, changes_of, difference, news_of, waves
+from models.past import correct
 from models.settings import TRACKED_FIELDS
-from models.tables import item, item_seen, item_version, shop
+from models.tables import item, item_sales, item_seen, item_version, shop
 
-_KEY = ("shop_id", "item_id")
-_SEEN = [item_seen.c[name] for name in (*_KEY, "last_seen", "shop_crawl_id", "tracked_hash", "rest_hash", *FIGURES)]
-_STORED = [item.c.shop_id, item.c.item_id, item_seen.c.last_seen, item_seen.c.gone_at, *(item.c[n] for n in VALUES)]
-_ITEM = list(item.c)
-_VERSION = [name for name in item_version.c.keys() if name in VALUES]  # noqa: SIM118 (columns, not names)
+_KEY = [item_seen.c.shop_id, item_seen.c.item_id]
+_SEEN = [*_KEY, *(item_seen.c[n] for n in ("sheet_id", "last_seen", "shop_crawl_id", "tracked_hash", *FIGURES))]
+_STORED = [item.c.shop_id, item.c.item_id, *(item.c[name] for name in VALUES)]
+_VERSION = [column.name for column in item_version.c if column.name in VALUES]
+_SALES = [column.name for column in item_sales.c]
 
 _OF = "{0}.shop_id = r.shop_id AND {0}.item_id = r.item_id"
-_LATER = f"{_OF.format('item_seen')} AND item_seen.last_seen < r.last_seen"
-_SAME = (
-    f"{_LATER} AND item_seen.tracked_hash = r.tracked_hash AND item_seen.rest_hash = r.rest_hash"
-    " AND item_seen.gone_at IS NULL"
-)
+_JOIN = f"{{r}} JOIN item_seen ON {_OF.format('item_seen')}"
+_LAST_SEEN = "COALESCE((SELECT sheet.last_seen FROM sheet WHERE sheet.id = item_seen.sheet_id), item_seen.last_seen)"
 # A figure that was not sent has not moved.
 _MOVED = " OR ".join(f"COALESCE(r.{n} <> item_seen.{n}, item_seen.{n} IS NULL AND r.{n} IS NOT NULL)" for n in FIGURES)
-_FIGURES = ", ".join(FIGURES)
-
-
-def _past_figures(where: str) -> str:
-    seen = ", ".join(f"item_seen.{name}" for name in ("shop_id", "item_id", "figures_at", *FIGURES))
-    return (
-        f"INSERT INTO item_sales (shop_id, item_id, at, {_FIGURES}) SELECT {seen} FROM {{r}} JOIN item_seen ON {where}"
-        f" WHERE item_seen.figures_at IS NOT NULL AND ({_MOVED}) {{lock}} ON CONFLICT DO NOTHING"
-    )
-
-
-def _touch(where: str) -> str:
-    figures = ", ".join(f"{name} = COALESCE(r.{name}, item_seen.{name})" for name in FIGURES)
-    return (
-        "UPDATE item_seen SET last_seen = r.last_seen, shop_crawl_id = r.shop_crawl_id, tracked_hash = r.tracked_hash,"
-        f" rest_hash = r.rest_hash, misses = 0, gone_at = NULL, {figures},"
-        f" figures_at = CASE WHEN {_MOVED} THEN r.last_seen ELSE item_seen.figures_at END"
-        f" FROM {{r}} WHERE {where} RETURNING item_seen.shop_id, item_seen.item_id"
-    )
-
-
-_ANY_FIGURE = " OR ".join(f"r.{name} IS NOT NULL" for name in FIGURES)
-_INSERT_SEEN = (
+_LOOK = (
+    f"SELECT item_seen.shop_id, item_seen.item_id, item_seen.sheet_id, {_LAST_SEEN} >= r.last_seen AS late,"
+    " item_seen.tracked_hash = r.tracked_hash AS alike, item_seen.gone_at IS NOT NULL AS gone,"
+    f" ({_MOVED}) AS moved FROM {_JOIN} ORDER BY item_seen.shop_id, item_seen.item_id"
+)
+_SOME_FIGURE = " OR ".join(f"r.{name} IS NOT NULL" for name in FIGURES)
+_ADD = (
     f"INSERT INTO item_seen ({', '.join(column.name for column in _SEEN)}, figures_at)"
-    f" SELECT {', '.join(f'r.{column.name}' for column in _SEEN)}, CASE WHEN {_ANY_FIGURE} THEN r.last_seen END"
+    f" SELECT {', '.join(f'r.{column.name}' for column in _SEEN)}, CASE WHEN {_SOME_FIGURE} THEN r.last_seen END"
     " FROM {r} WHERE true ON CONFLICT DO NOTHING RETURNING shop_id, item_id"
 )
-# Both rows are locked: of one that is only joined PostgreSQL would show the state before another writer's commit.
-_READ = (
-    "SELECT item.shop_id, item.item_id, item_seen.last_seen, item_seen.gone_at, "
-    + ", ".join(f'item."{name}"' for name in VALUES)
-    + f" FROM {{r}} JOIN item_seen ON {_OF.format('item_seen')} JOIN item ON {_OF.format('item')}"
-    " ORDER BY item.shop_id, item.item_id {lock}"
+_TOUCH = (
+    "UPDATE item_seen SET sheet_id = r.sheet_id, last_seen = r.last_seen, shop_crawl_id = r.shop_crawl_id,"
+    f" tracked_hash = r.tracked_hash, misses = 0, gone_at = NULL,"
+    f" figures_at = CASE WHEN {_MOVED} THEN r.last_seen ELSE item_seen.figures_at END, "
+    + ", ".join(f"{name} = COALESCE(r.{name}, item_seen.{name})" for name in FIGURES)
+    + f" FROM {{r}} WHERE {_OF.format('item_seen')}"
 )
-_INSERT_VERSIONS = (
+_KEEP_FIGURES = (
+    f"INSERT INTO item_sales ({', '.join(_SALES)})"
+    f" SELECT {', '.join('item_seen.' + ('figures_at' if name == 'at' else name) for name in _SALES)} FROM {_JOIN}"
+    " WHERE item_seen.figures_at IS NOT NULL ON CONFLICT DO NOTHING"
+)
+_COLUMNS = ", ".join(f'item."{column.name}"' for column in _STORED)
+_READ = f"SELECT {_COLUMNS} FROM {{r}} JOIN item ON {_OF.format('item')}"
+_KEEP_VERSIONS = (
     f"INSERT INTO item_version (shop_id, item_id, valid_from, valid_to, shop_crawl_id, {', '.join(_VERSION)})"
-    f" SELECT item.shop_id, item.item_id, item.changed_at, r.changed_at, item.shop_crawl_id, "
+    " SELECT item.shop_id, item.item_id, item.changed_at, r.changed_at, item.shop_crawl_id, "
     + ", ".join(f"item.{name}" for name in _VERSION)
     + f" FROM {{r}} JOIN item ON {_OF.format('item')} WHERE true"
 )
-_REWRITE = (
-    "UPDATE item SET "
-    + ", ".join(f'"{name}" = COALESCE(r."{name}", item."{name}")' for name in VALUES)
-    + "{since} FROM {r} WHERE "
-    + _OF.format("item")
-)
-_SINCE = ", changed_at = r.changed_at, shop_crawl_id = r.shop_crawl_id"
+_VALUES = ", ".join(f'"{name}" = COALESCE(r."{name}", item."{name}")' for name in VALUES)
+_REWRITE = f"UPDATE item SET {_VALUES} FROM {{r}} WHERE {_OF.format('item')}"
+_CHANGE = _REWRITE.replace(" FROM", ", changed_at = r.changed_at, shop_crawl_id = r.shop_crawl_id FROM", 1)
+
+
+class PageSeen(msgspec.Struct, frozen=True):
+    """A page on its way into the store: its sightings, and the sheet that says what it showed."""
+
+    sightings: Sequence[Sighting]
+    sheet: sheets.Sheet
+
+
+class _Known(msgspec.Struct):
+    """Sightings of items that are known, sorted by what their slim rows say; those are locked."""
+
+    late: list[Sighting]
+    alike: list[Sighting]
+    """Their values are those of the last sighting."""
+    others: list[Sighting]
+    gone: set[ItemKey]
+    moved: set[ItemKey]
+    """Other figures came."""
+
+
+async def observe_pages(
+    connection: AsyncConnection, pages: Iterable[PageSeen], *, tracked: Collection[str] = TRACKED_FIELDS
+) -> tuple[Diff, Mapping[sheets.SheetKey, sheets.Sheet]]:
+    """Store whole pages as `observe` does; returns what they meant, and the sheets that pages showed unchanged.
+
+    Of such a page nothing is written but that it was seen.
+    """
+    pages = [page for page in pages if page.sightings]
+    same = await sheets.move(connection, [page.sheet for page in pages])
+    others = [page for page in pages if page.sheet.key not in same]
+    begun = await sheets.begin(connection, [page.sheet for page in others])
+    sheet_ids = {id(sighting): begun[page.sheet.key] for page in others for sighting in page.sightings}
+    diff = await observe(
+        connection, [s for page in others for s in page.sightings], tracked=tracked, sheet_ids=sheet_ids
+    )
+    await sheets.loosen(connection, {sheet_ids[id(sighting)] for sighting in diff.late})  # not on their sheets
+    return diff, same
 
 
 async def observe(
-    connection: AsyncConnection, sightings: Iterable[Sighting], *, tracked: Collection[str] = TRACKED_FIELDS
+    connection: AsyncConnection,
+    sightings: Iterable[Sighting],
+    *,
+    tracked: Collection[str] = TRACKED_FIELDS,
+    sheet_ids: Mapping[int, int] | None = None,
 ) -> Diff:
-    """Store sightings inside the caller's transaction; returns those that were new or changed a tracked field.
+    """Store sightings inside the caller's transaction; returns what they meant.
 
-    A field that a source did not send keeps what is stored. What is older than the item's last sighting is not news.
+    A field that a source did not send keeps what is stored. What is no newer than an item's last sighting corrects its
+    history. `sheet_ids`: the sheets of the pages that show the sightings, by the sightings' identity.
     """
     result = Diff()
     for wave in waves(sightings):
-        rest = await _move(connection, wave, _SAME)
-        new = await _add(connection, rest)
-        known = [sighting for sighting in rest if sighting.key not in {each.key for each in new}]
+        rows = {sighting.key: _row(sighting, (sheet_ids or {}).get(id(sighting))) for sighting in wave}
+        known, unknown = await _look(connection, wave, rows)
+        new = await _add(connection, unknown, rows)
+        if len(new) < len(unknown):  # another writer was quicker
+            added = {sighting.key for sighting in new}
+            raced, _none = await _look(connection, [s for s in unknown if s.key not in added], rows)
+            known = _together(known, raced)
         found = await _compare(connection, known, tracked)
         await _rewrite(connection, found)
-        await _move(connection, [each.sighting for each in found], _LATER)
+        await _touch(connection, known, rows)
+        if known.late:
+            await sheets.detach(connection, [sighting.key for sighting in known.late])
+            await correct(connection, known.late, tracked=tracked)
         await record(connection, [*await _news(connection, new), *(c for each in found for c in changes_of(each))])
         result.new.extend(new)
         result.changed.extend(each.sighting for each in found if each.tracked)
+        result.late.extend(known.late)
     return result
 
 
-async def _move(connection: AsyncConnection, sightings: Sequence[Sighting], where: str) -> list[Sighting]:
-    """Move the slim rows that fit, keep figures of which another time came; returns the sightings that did not fit."""
-    if not sightings:
-        return []
-    rows = [sighting.seen for sighting in sightings]
-    lock = "FOR UPDATE OF item_seen" if is_postgresql(connection) else ""
-    await query_rows(connection, _past_figures(where).replace("{lock}", lock), _SEEN, rows)
-    moved = {tuple(row) for row in await query_rows(connection, _touch(where), _SEEN, rows)}
-    return [sighting for sighting in sightings if sighting.key not in moved]
+def _row(sighting: Sighting, sheet_id: int | None) -> msgspec.Raw:
+    """The sighting's row of `item_seen`, on a sheet."""
+    return sighting.seen if sheet_id is None else msgspec.Raw(b'{"sheet_id":%d,' % sheet_id + bytes(sighting.seen)[1:])
 
 
-async def _add(connection: AsyncConnection, sightings: Sequence[Sighting]) -> list[Sighting]:
-    """Store the items that are not known yet, and return them."""
-    rows = await query_rows(connection, _INSERT_SEEN, _SEEN, [sighting.seen for sighting in sightings])
-    added = {tuple(row) for row in rows}
+async def _look(
+    connection: AsyncConnection, sightings: Sequence[Sighting], rows: Mapping[ItemKey, msgspec.Raw]
+) -> tuple[_Known, list[Sighting]]:
+    """Sightings of known items, whose slim rows are locked from now on and whose sheets loosened, and of others."""
+    # Everyone locks in the order of the keys, before anything else about an item: no deadlocks, no stale reads.
+    sql = _LOOK + (" FOR UPDATE OF item_seen" if is_postgresql(connection) else "")
+    found = await query_rows(connection, sql, _SEEN, [rows[sighting.key] for sighting in sightings])
+    await sheets.loosen(connection, {row.sheet_id for row in found if row.sheet_id is not None})
+    by_key = {(row.shop_id, row.item_id): row for row in found}
+    known, unknown = _Known([], [], [], set(), set()), []
+    for sighting in sightings:
+        row = by_key.get(sighting.key)
+        if row is None:
+            unknown.append(sighting)
+        elif row.late:
+            known.late.append(sighting)
+        else:
+            (known.alike if row.alike and not row.gone else known.others).append(sighting)
+    known.gone = {key for key, row in by_key.items() if row.gone}
+    known.moved = {key for key, row in by_key.items() if row.moved and not row.late}
+    return known, unknown
+
+
+def _together(one: _Known, other: _Known) -> _Known:
+    late, alike, others = one.late + other.late, one.alike + other.alike, one.others + other.others
+    return _Known(late, alike, others, one.gone | other.gone, one.moved | other.moved)
+
+
+async def _add(
+    connection: AsyncConnection, sightings: Sequence[Sighting], rows: Mapping[ItemKey, msgspec.Raw]
+) -> list[Sighting]:
+    """Store items that are not known yet; returns those that nobody else has stored meanwhile."""
+    found = await query_rows(connection, _ADD, _SEEN, [rows[sighting.key] for sighting in sightings])
+    added = {tuple(row) for row in found}
     new = [sighting for sighting in sightings if sighting.key in added]
     if new:
-        await insert_encoded(connection, item, _ITEM, [sighting.row for sighting in new])
+        await insert_encoded(connection, item, list(item.c), [sighting.row for sighting in new])
     return new
 
 
-async def _compare(
-    connection: AsyncConnection, sightings: Sequence[Sighting], tracked: Collection[str]
-) -> list[Difference]:
-    """What sightings of known items, locked from now on, say otherwise than the store; late ones say nothing."""
-    lock = "FOR UPDATE OF item_seen, item" if is_postgresql(connection) else ""
-    rows = [sighting.seen for sighting in sightings]
-    found = await query_rows(connection, _READ.replace("{lock}", lock), _SEEN[:2], rows, returning=_STORED)
+async def _compare(connection: AsyncConnection, known: _Known, tracked: Collection[str]) -> list[Difference]:
+    """What sightings say otherwise than the store."""
+    keys = [dict(zip(("shop_id", "item_id"), sighting.key, strict=True)) for sighting in known.others]
+    found = await query_rows(connection, _READ, _KEY, keys, returning=_STORED)
     stored = {(row.shop_id, row.item_id): row._asdict() for row in found}
-    return [
-        difference(before, sighting, tracked)
-        for sighting in sightings
-        if (before := stored.get(sighting.key)) and before["last_seen"] < sighting.seen_at
-    ]
+    return [difference(stored[s.key], s, tracked, back=s.key in known.gone) for s in known.others]
 
 
 async def _rewrite(connection: AsyncConnection, found: Sequence[Difference]) -> None:
-    """Write changed rows in full; those that changed in a tracked field leave a version behind."""
+    """Write changed items in full; those that changed in a tracked field leave a version behind."""
     versions = [each.sighting.row for each in found if each.tracked]
-    await query_rows(connection, _INSERT_VERSIONS, [item.c[name] for name in (*_KEY, "changed_at")], versions)
-    await query_rows(connection, _REWRITE.replace("{since}", _SINCE), _ITEM, versions)
+    await query_rows(connection, _KEEP_VERSIONS, [*_KEY, item.c.changed_at], versions)
+    await query_rows(connection, _CHANGE, list(item.c), versions)
     others = [each.sighting.row for each in found if each.rest and not each.tracked]
-    await query_rows(connection, _REWRITE.replace("{since}", ""), _ITEM, others)
+    await query_rows(connection, _REWRITE, list(item.c), others)
+
+
+async def _touch(connection: AsyncConnection, known: _Known, rows: Mapping[ItemKey, msgspec.Raw]) -> None:
+    """Move slim rows; figures of which another time came are kept."""
+    await query_rows(connection, _KEEP_FIGURES, _KEY, [rows[key] for key in sorted(known.moved)])
+    seen = [*known.alike, *known.others]
+    await query_rows(connection, _TOUCH, _SEEN, [rows[sighting.key] for sighting in seen])
 
 
 async def _news(connection: AsyncConnection, new: Sequence[Sighting]) -> list[Change]:
     """The new items of shops that had been read completely before: only there is a first sighting an event."""
-    query = sa.select(shop.c.id, shop.c.baseline_at).where(
-        shop.c.id.in_({sighting.shop_id for sighting in new}), shop.c.baseline_at.is_not(None)
-    )
-    since: dict[int, Any] = dict(map(tuple, await connection.execute(query))) if new else {}
+    if not new:
+        return []
+    read = shop.c.id.in_({sighting.shop_id for sighting in new}) & shop.c.baseline_at.is_not(None)
+    rows = await connection.execute(sa.select(shop.c.id, shop.c.baseline_at).where(read))
+    since: dict[int, Any] = {row.id: row.baseline_at for row in rows}
     return [news_of(s) for s in new if s.shop_id in since and s.seen_at > since[s.shop_id]]

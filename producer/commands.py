@@ -5,16 +5,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Annotated, NoReturn
 
-import sqlalchemy as sa
 import typer
 from rich.console import Console
 
+from models.archive import prune_bodies
 from models.broker import redis_url
 from models.durations import parse_duration
 from models.errors import UsageError
 from models.logs import configure_logging
 from models.settings import Settings, load_settings
-from models.tables import page_body
 from producer import run
 from producer.local import PACKAGE_ROOT, celery_command, environment
 from producer.services import bring_up_to_date, make_folder, open_engine
@@ -53,10 +52,10 @@ async def _prune(settings: Settings, older_than: str) -> int:
     """Delete in batches, so that a crawl that is running never waits long for a lock."""
     age, dropped = parse_duration(older_than), 0
     async with run.database(settings) as (engine, clock):
-        oldest = sa.select(page_body.c.page_id).where(page_body.c.fetched_at < clock.now() - age).limit(PRUNE_BATCH)
+        before = clock.now() - age
         while True:
             async with engine.begin() as connection:
-                count = (await connection.execute(sa.delete(page_body).where(page_body.c.page_id.in_(oldest)))).rowcount
+                count = await prune_bodies(connection, before, batch=PRUNE_BATCH)
             dropped += count
             if count < PRUNE_BATCH:
                 return dropped

@@ -13,6 +13,7 @@ from models.database import create_engine
 from models.ledger import Calls, PageResult, store_results, with_page
 from models.messages import PageTask
 from models.settings import Settings, async_url
+from models.sheets import LAST_SEEN, WITH_SHEET
 from models.source import FetchedPage, Item
 from models.tables import item, item_seen
 from producer.dispatch import Dispatcher
@@ -100,10 +101,11 @@ async def rows(engine: AsyncEngine, table: sa.Table, *where: sa.ColumnElement[bo
 
 
 async def stored(engine: AsyncEngine) -> list[sa.Row[Any]]:
-    """Every item with what its last sighting moved: all columns of `item`, then those that only `item_seen` has."""
+    """Every item with what its last sighting moved: all columns of `item`, and those that only `item_seen` has."""
     both = (item.c.shop_id == item_seen.c.shop_id) & (item.c.item_id == item_seen.c.item_id)
-    more = [column for column in item_seen.c if column.name not in item.c]
-    query = sa.select(item, *more).join(item_seen, both).order_by(*item.primary_key)
+    more = [column for column in item_seen.c if column.name not in {*item.c.keys(), "last_seen"}]
+    query = sa.select(item, *more, LAST_SEEN.label("last_seen")).select_from(WITH_SHEET.join(item, both))
+    query = query.order_by(*item.primary_key)
     async with engine.connect() as connection:
         return list(await connection.execute(query))
 

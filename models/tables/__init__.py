@@ -12,7 +12,7 @@ from models.tables.ledger import (
     shop_crawl,
     slice_,
 )
-from models.tables.store import change, item, item_sales, item_seen, item_version, page_body
+from models.tables.store import change, item, item_sales, item_seen, item_version, page_body, sheet
 from models.tables.types import BigId, Json, Key, Money, UtcDateTime, metadata, utc_text
 from models.tables.upkeep import outbox, schedule, schedule_shop, subscription
 
@@ -39,6 +39,7 @@ __all__ = [
     "schedule",
     "schedule_shop",
     "session",
+    "sheet",
     "shop",
     "shop_crawl",
     "slice_",

@@ -64,19 +64,47 @@ item = sa.Table(
     sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw them so first"),
 )
 
-# What every sighting changes stands in a row of its own, which is slim: PostgreSQL copies a row to change it. No index
+# What one page showed. While a page shows exactly the same again, only this row moves, for all items on it.
+sheet = sa.Table(
+    "sheet",
+    metadata,
+    id_column(),
+    sa.Column("shop_id", BigId, nullable=False),
+    sa.Column("digest", sa.BigInteger, comment="of all it showed; NULL: an item on it was seen otherwise since"),
+    sa.Column("last_seen", UtcDateTime, nullable=False),
+    sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it last"),
+    sa.Column("body_digest", sa.BigInteger, comment="of the answer in the archive"),
+    sa.Column("body_page_id", BigId, comment="the page it was archived with"),
+    sa.Index(
+        "ix_sheet_digest",
+        "shop_id",
+        "digest",
+        postgresql_where=sa.text("digest IS NOT NULL"),
+        sqlite_where=sa.text("digest IS NOT NULL"),
+    ),
+    sa.Index("ix_sheet_body_page_id", "body_page_id"),
+    sa.Index(
+        "ix_sheet_loose",
+        "shop_id",
+        postgresql_where=sa.text("digest IS NULL"),
+        sqlite_where=sa.text("digest IS NULL"),
+    ),
+)
+
+# What sightings change stands in a row of its own, which is slim: PostgreSQL copies a row to change it. No index
 # on any of it: the row can then be updated in place.
 item_seen = sa.Table(
     "item_seen",
     metadata,
     *_item_key(),
-    sa.Column("last_seen", UtcDateTime, nullable=False),
-    sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it last"),
-    sa.Column("tracked_hash", sa.BigInteger, nullable=False, comment="of the fields whose changes are kept"),
-    sa.Column("rest_hash", sa.BigInteger, nullable=False, comment="of the other fields of table `item`"),
+    sa.Column("sheet_id", BigId, comment="the page that showed it last: its `last_seen` and `shop_crawl_id` count"),
+    sa.Column("last_seen", UtcDateTime, nullable=False, comment="of the item itself: see `sheet_id`"),
+    sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it then"),
+    sa.Column("tracked_hash", sa.BigInteger, nullable=False, comment="of its values as sent; 0: compare them"),
     *_figures(),
     sa.Column("figures_at", UtcDateTime, comment="when they were first seen so"),
     sa.Column("misses", sa.SmallInteger, nullable=False, server_default="0", comment="whole crawls without it so far"),
+    sa.Column("missed_at", UtcDateTime, comment="when the newest of them was settled: none is counted twice"),
     sa.Column("gone_at", UtcDateTime, comment="since when it counts as gone"),
 )
 
@@ -124,5 +152,12 @@ page_body = sa.Table(
     sa.Column("page_id", BigId, primary_key=True, autoincrement=False),
     sa.Column("fetched_at", UtcDateTime, nullable=False),
     sa.Column("body", sa.LargeBinary, nullable=False, comment="the decoded answer, zstd, without request or token"),
+    sa.Column("same_as", BigId, comment="the page whose body was the same: `body` is empty then"),
     sa.Index("ix_page_body_fetched_at", "fetched_at"),
+    sa.Index(
+        "ix_page_body_same_as",
+        "same_as",
+        postgresql_where=sa.text("same_as IS NOT NULL"),
+        sqlite_where=sa.text("same_as IS NOT NULL"),
+    ),
 )

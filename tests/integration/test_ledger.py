@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from models.ledger import PageResult, pack_keys, unpack_keys, with_page
 from models.messages import PageTask
 from models.source import FetchedPage, Item
-from models.tables import call, item, page, page_body
+from models.tables import call, item, item_version, page, page_body
 from producer.reconcile import send_again
 from tests.ledger import after, dispatch, done, ended, engine_for, items, rows, store, stored, submit
 
@@ -210,8 +210,11 @@ async def test_an_older_answer_never_overwrites_a_newer_one(engine: AsyncEngine)
     late = await see(engine, items("1", title="old", sold_30d=1), at=5)
     same = await see(engine, items("1", title="new", sold_30d=0), at=6)
     (row,) = await stored(engine)
-    assert (row.title, row.sold_30d, row.last_seen, row.changed_at) == ("new", 2, after(10), after(10))
-    assert row.shop_crawl_id not in {late.shop_crawl_id, same.shop_crawl_id}
+    assert (row.title, row.sold_30d, row.last_seen, row.changed_at) == ("new", 2, after(10), after(6))
+    assert row.shop_crawl_id == same.shop_crawl_id
+    (past,) = await rows(engine, item_version)
+    assert (past.title, past.valid_from, past.valid_to) == ("old", after(5), after(6))
+    assert (past.shop_crawl_id, late.changed_items) == (late.shop_crawl_id, 0)
 
 
 async def test_of_two_pages_in_one_batch_the_later_answer_counts_and_the_item_is_new_once(engine: AsyncEngine) -> None:

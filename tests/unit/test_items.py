@@ -25,7 +25,7 @@ def seen(item_id: str, at: float = 0, *, shop: int = 1, **fields: Any) -> Sighti
     return sighting_of(item, shop_id=shop, shop_crawl_id=10, seen_at=NOON + timedelta(seconds=at))
 
 
-STORED = dict.fromkeys((*VALUES, "gone_at")) | {
+STORED = dict.fromkeys(VALUES) | {
     "title": "cup",
     "price": Decimal("3.900000"),
     "agent_price": Decimal("3.5"),
@@ -70,7 +70,7 @@ def test_which_fields_leave_a_version_is_a_setting() -> None:
 
 def test_fields_of_one_kind_make_one_change_with_only_what_changed() -> None:
     sighting = seen("1", 5, title="mug", price=Decimal("4.50"), agent_price=Decimal(4), category_id="8", images=[])
-    found = difference(STORED | {"gone_at": NOON}, sighting, TRACKED_FIELDS)
+    found = difference(STORED, sighting, TRACKED_FIELDS, back=True)
     common: dict[str, Any] = {"shop_id": 1, "item_id": "1", "at": NOON + timedelta(seconds=5), "shop_crawl_id": 10}
     assert {change.kind: change for change in changes_of(found)} == {
         "back": Change(kind="back", **common),

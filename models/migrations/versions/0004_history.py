@@ -32,7 +32,6 @@ _MEANINGS = (
     ("shop_crawl", "verdict", "complete, drifted, suspect, partial or failed"),
     ("slice", "kind", "root of its round, part, check of a count; second pass: tail, seam, band"),
 )
-TRACKED, REST = "of the fields whose changes are kept", "of the other fields of table `item`"
 
 
 def _figures() -> list[sa.Column[Any]]:
@@ -51,6 +50,7 @@ def _item_key(table: str, *more: str) -> list[sa.Column[Any] | sa.Constraint]:
 def upgrade() -> None:
     _extend_ledger()
     _move_what_is_seen()
+    _create_sheets()
     _create_history()
     _create_schedules()
     _create_subscriptions()
@@ -83,26 +83,56 @@ def _extend_ledger() -> None:
 
 
 def _move_what_is_seen() -> None:
-    """A table of its own for what every sighting changes; hashes of 0 make the next sighting compare the values."""
+    """A table of its own for what every sighting changes; a hash of 0 makes the next sighting compare the values."""
     op.create_table(
         "item_seen",
         *_item_key("item_seen"),
-        sa.Column("last_seen", UtcDateTime(), nullable=False),
-        sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it last"),
-        sa.Column("tracked_hash", sa.BigInteger(), nullable=False, comment=TRACKED),
-        sa.Column("rest_hash", sa.BigInteger(), nullable=False, comment=REST),
+        sa.Column("sheet_id", BigId, comment="the page that showed it last: its `last_seen` and `shop_crawl_id` count"),
+        sa.Column("last_seen", UtcDateTime(), nullable=False, comment="of the item itself: see `sheet_id`"),
+        sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it then"),
+        sa.Column("tracked_hash", sa.BigInteger(), nullable=False, comment="of its values as sent; 0: compare them"),
         *_figures(),
         sa.Column("figures_at", UtcDateTime(), comment="when they were first seen so"),
         sa.Column(
             "misses", sa.SmallInteger(), nullable=False, server_default="0", comment="whole crawls without it so far"
         ),
+        sa.Column("missed_at", UtcDateTime(), comment="when the newest of them was settled: none is counted twice"),
         sa.Column("gone_at", UtcDateTime(), comment="since when it counts as gone"),
     )
     names = ", ".join(("shop_id", "item_id", "last_seen", "shop_crawl_id", *FIGURES))
-    hashes = "figures_at, tracked_hash, rest_hash"
-    op.execute(f"INSERT INTO item_seen ({names}, {hashes}) SELECT {names}, last_seen, 0, 0 FROM item")
+    op.execute(f"INSERT INTO item_seen ({names}, figures_at, tracked_hash) SELECT {names}, last_seen, 0 FROM item")
+    if op.get_bind().dialect.name == "sqlite":  # where equal figures have to be equal texts from now on
+        for name in (name for name, kind in FIGURES.items() if kind is Money):
+            op.execute(f"UPDATE item_seen SET {name} = rtrim(rtrim({name}, '0'), '.') WHERE {name} LIKE '%.%'")
     for name in ("last_seen", "content_hash", *FIGURES):
         op.drop_column("item", name)
+
+
+def _create_sheets() -> None:
+    op.create_table(
+        "sheet",
+        sa.Column("id", BigId, sa.Identity(always=False), nullable=False),
+        sa.Column("shop_id", BigId, nullable=False),
+        sa.Column("digest", sa.BigInteger(), comment="of all it showed; NULL: an item on it was seen otherwise since"),
+        sa.Column("last_seen", UtcDateTime(), nullable=False),
+        sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it last"),
+        sa.Column("body_digest", sa.BigInteger(), comment="of the answer in the archive"),
+        sa.Column("body_page_id", BigId, comment="the page it was archived with"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_sheet")),
+    )
+    for name, columns, condition in (
+        ("ix_sheet_digest", ["shop_id", "digest"], "digest IS NOT NULL"),
+        ("ix_sheet_loose", ["shop_id"], "digest IS NULL"),
+    ):
+        where = sa.text(condition)
+        op.create_index(name, "sheet", columns, postgresql_where=where, sqlite_where=where)
+    op.create_index("ix_sheet_body_page_id", "sheet", ["body_page_id"])
+    same_as = sa.Column("same_as", BigId, comment="the page whose body was the same: `body` is empty then")
+    op.add_column("page_body", same_as)
+    where = sa.text("same_as IS NOT NULL")
+    op.create_index("ix_page_body_same_as", "page_body", ["same_as"], postgresql_where=where, sqlite_where=where)
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute("ALTER TABLE sheet SET (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.02)")
 
 
 def _create_history() -> None:
@@ -252,12 +282,28 @@ def _create_subscriptions() -> None:
     )
 
 
+def _drop_sheets() -> None:
+    op.drop_index("ix_page_body_same_as", table_name="page_body")
+    op.execute(
+        "UPDATE page_body SET body = (SELECT o.body FROM page_body o WHERE o.page_id = page_body.same_as)"
+        " WHERE same_as IS NOT NULL"
+    )
+    op.drop_column("page_body", "same_as")
+    for column in ("shop_crawl_id", "last_seen"):
+        op.execute(
+            f"UPDATE item_seen SET {column} = COALESCE("
+            f"(SELECT s.{column} FROM sheet s WHERE s.id = item_seen.sheet_id), {column})"
+        )
+    op.drop_table("sheet")
+
+
 def downgrade() -> None:
     op.drop_index("ix_shop_crawl_settled_at", "shop_crawl")
     op.drop_index("ix_crawl_schedule_id", "crawl")
     op.drop_column("crawl", "schedule_id")
     for table in ("outbox", "subscription", "schedule_shop", "schedule", "change", "item_sales", "item_version"):
         op.drop_table(table)
+    _drop_sheets()
     for name, kind in FIGURES.items():
         op.add_column("item", sa.Column(name, kind()))
     op.add_column("item", sa.Column("content_hash", sa.BigInteger(), nullable=False, server_default="0"))
