@@ -7,6 +7,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from itertools import count
 
 from producer.absence import Gap
 from producer.plan import PageFact
@@ -120,7 +121,7 @@ def across(border: int, size: int) -> tuple[int, int]:
 
     best = max(range(size // 2 + 1, size), key=margin, default=1)
     if margin(best) == 0:
-        best = max(range(size + 1, size + 4), key=margin)
+        best = next(other for other in count(size + 1) if margin(other))
     return rows // best + 1, best
 
 
@@ -137,9 +138,9 @@ def _bands(need: Need, left: int, prices: Prices) -> list[Part]:
 def quantiles(prices: Prices, parts: int) -> list[Decimal]:
     """Different prices that cut the items into up to so many parts of about the same number."""
     cuts: list[Decimal] = []
-    seen, items = 0, sum(count for _, count in prices)
-    for price, count in prices[:-1]:
-        seen += count
+    seen, items = 0, sum(number for _, number in prices)
+    for price, number in prices[:-1]:
+        seen += number
         if seen * parts >= items * (len(cuts) + 1) and len(cuts) < parts - 1:
             cuts.append(price)
     return cuts
@@ -153,7 +154,7 @@ def promised(part: Part, prices: Prices) -> int:
     """Items that a band announced and nobody has seen at its prices."""
     low = Decimal(part.price_start) if part.price_start else None
     high = Decimal(part.price_end) if part.price_end else None
-    seen = sum(count for price, count in prices if (low is None or price >= low) and (high is None or price <= high))
+    seen = sum(items for price, items in prices if (low is None or price >= low) and (high is None or price <= high))
     return max(0, (part.total_last or 0) - seen)
 
 
