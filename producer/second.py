@@ -130,6 +130,8 @@ def _bands(need: Need, left: int, prices: Prices) -> list[Part]:
     if need.unseen <= 0 or len(prices) < 2:
         return []
     cuts = quantiles(prices, max(2, left // 2))
+    if not cuts:
+        return []
     starts = [None, *(_text(cut, ROUND_FLOOR) for cut in cuts)]
     ends = [*(_text(cut, ROUND_CEILING) for cut in cuts), None]
     return [Part(0, BAND, price_start=start, price_end=end) for start, end in zip(starts, ends, strict=True)][:left]
