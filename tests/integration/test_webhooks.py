@@ -4,16 +4,19 @@ import asyncio
 import random
 import ssl
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from prometheus_client import REGISTRY
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from models.background import background
 from models.changes import record
 from models.database import Clock
 from models.errors import UsageError
@@ -28,12 +31,13 @@ from models.subscriptions import (
     resume_subscription,
     take_delivery,
 )
-from models.tables import change, outbox, subscription
+from models.tables import change, outbox, page, subscription
 from models.vault import Vault, new_key
 from producer import deliver
 from producer.deliver import LEASE_MARGIN, Deliverer
+from producer.loop import Producer
 from tests.changes import SECRET, ids, keep, make_shops, moved, name_item, subscribe
-from tests.ledger import START, after, engine_for, rows
+from tests.ledger import START, after, engine_for, rows, submit
 from tests.receiver import HUNG_UP, Message, Reply, receiving
 
 KEY = new_key()
@@ -468,6 +472,64 @@ async def test_removing_one_forgets_what_waits_for_it(engine: AsyncEngine, setti
         with pytest.raises(UsageError, match="there is no webhook 1: `shopcrawl webhook list`"):
             await remove_subscription(connection, 1)
     assert (await waiting(engine, 1), await waiting(engine, 2)) == ([], made)
+
+
+async def test_what_waits_is_counted_for_prometheus(
+    engine: AsyncEngine, deliverer: Deliverer, settings: Settings
+) -> None:
+    def metric(name: str) -> float:
+        return REGISTRY.get_sample_value(f"shopcrawl_webhook_{name}") or 0
+
+    taken, failures = metric("changes_total"), metric("failures_total")
+    with receiving(lambda message, number: 200 if number else 500) as receiver:
+        await subscribe(engine, Vault(settings), receiver.url)
+        await make_changes(engine, 7)
+        await run_until_idle(deliverer)
+        assert await deliverer.measure() >= 15
+        assert (metric("waiting"), metric("failures_total") - failures) == (7, 1)
+        async with engine.begin() as connection:
+            await resume_subscription(connection, 1, START)
+        await run_until_idle(deliverer)
+        await deliverer.measure()
+    assert (metric("waiting"), metric("changes_total") - taken) == (0, 7)
+
+
+WORK = {"tmapi_tokens": "token", "in_flight": 5}
+
+
+async def test_a_producer_delivers_beside_its_work_and_a_silent_receiver_holds_up_no_other(
+    database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    go = threading.Event()
+
+    def answer(message: Message, number: int) -> int:
+        return 200 if go.wait(60) else 500
+
+    settings = load_settings(data_dir=tmp_path, secret_key=KEY, redis_url=redis_url, webhook_timeout=60, **WORK)
+    async with engine_for(database_url) as engine:
+        with receiving(answer) as silent, receiving() as prompt:
+            vault, clock = Vault(settings), Clock()
+            await subscribe(engine, vault, silent.url)
+            await subscribe(engine, vault, prompt.url)
+            made = await make_changes(engine, 250)
+            async with background(Producer(settings, engine, clock).run()):
+                await until(lambda: prompt.ids == made and len(silent.messages) == 1)
+                await submit(engine, "shop")
+                await until(lambda: rows(engine, page, page.c.state == "sent"))
+                assert silent.ids == []
+                go.set()
+                await until(lambda: silent.ids == made)
+        assert await waiting(engine, 2) == []
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Poll until a condition, or what it awaits, is true."""
+    async with asyncio.timeout(60):
+        while True:
+            found = condition()
+            if await found if isawaitable(found) else found:
+                return
+            await asyncio.sleep(0.02)
 
 
 # What only several writers at a time can do: on PostgreSQL.
