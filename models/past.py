@@ -18,25 +18,24 @@ from models.database import is_postgresql
 from models.items import FIGURES, VALUES, ItemKey, Sighting, same
 from models.retold import changes_told, rewritten
 from models.settings import TRACKED_FIELDS
+from models.sheets import detach
 from models.tables import UtcDateTime, change, item, item_sales, item_seen, item_version, shop
 from models.timeline import Entry, Timeline, completed, corrected
 
 _SEEN_BY = sa.Column("seen_by", item_seen.c.shop_crawl_id.type)
-_FIGURES = [item_seen.c[name] for name in FIGURES]
 _CURRENT = [
     *(item.c[name] for name in ("shop_id", "item_id", "first_seen", "changed_at", "shop_crawl_id", *VALUES)),
-    *(item_seen.c.last_seen, _SEEN_BY, item_seen.c.tracked_hash, item_seen.c.figures_at, *_FIGURES),
-    shop.c.baseline_at,
+    *(item_seen.c[name] for name in ("tracked_hash", "figures_at", *FIGURES)),
+    *(shop.c.baseline_at, item_seen.c.last_seen, _SEEN_BY),
 ]
 _READ_CURRENT = (
     "SELECT "
-    + ", ".join(
-        'item_seen.shop_crawl_id AS "seen_by"' if column is _SEEN_BY else f'{column.table.name}."{column.name}"'
-        for column in _CURRENT
-    )
-    + " FROM {r} JOIN item_seen ON item_seen.shop_id = r.shop_id AND item_seen.item_id = r.item_id"
+    + ", ".join(f'{column.table.name}."{column.name}"' for column in _CURRENT[:-2])
+    + ", COALESCE(sheet.last_seen, item_seen.last_seen) AS last_seen,"
+    " COALESCE(sheet.shop_crawl_id, item_seen.shop_crawl_id) AS seen_by"
+    " FROM {r} JOIN item_seen ON item_seen.shop_id = r.shop_id AND item_seen.item_id = r.item_id"
     " JOIN item ON item.shop_id = r.shop_id AND item.item_id = r.item_id JOIN shop ON shop.id = r.shop_id"
-    " ORDER BY item.shop_id, item.item_id {lock}"
+    " LEFT JOIN sheet ON sheet.id = item_seen.sheet_id ORDER BY item.shop_id, item.item_id {lock}"
 )
 _OF = "t.shop_id = r.shop_id AND t.item_id = r.item_id"
 _NEXT = "(SELECT min(n.{0}) FROM {1} n WHERE n.shop_id = r.shop_id AND n.item_id = r.item_id AND n.{0} > r.valid_to)"
@@ -97,9 +96,10 @@ async def correct(
     by another decoder; when it was seen last, its misses, and whether it is gone, nothing here moves. Changes follow
     the versions: they move, are told anew, vanish or are added with them.
     """
+    last = {(each.key, each.seen_at): each for each in late}  # of two at one moment the last one given counts
     by_item: dict[ItemKey, list[Sighting]] = defaultdict(list)
-    for sighting in sorted(late, key=lambda each: (each.key, each.seen_at)):
-        by_item[sighting.key].append(sighting)
+    for key, seen_at in sorted(last):
+        by_item[key].append(last[key, seen_at])
     known = await _read(connection, by_item)
     found = [_told(known[key], by_item[key], tracked) for key in sorted(known)]
     moved = [each for each in found if each.told or each.tracked_hash != each.known.row["tracked_hash"]]
@@ -197,15 +197,19 @@ def _update(table: sa.Table, columns: Sequence[sa.Column[Any]]) -> str:
 
 
 async def _write_items(connection: AsyncConnection, moved: Sequence[_Corrected]) -> None:
+    """Write what is otherwise now; an item whose present is otherwise is no more what its page showed."""
     items, seen = [], []
     for each in moved:
         key = {name: each.known.row[name] for name in ("shop_id", "item_id")}
-        now = each.now
-        if now != each.known.now or each.first_seen != each.known.row["first_seen"]:
+        now, row = each.now, each.known.row
+        is_other = now != each.known.now
+        if is_other or each.first_seen != row["first_seen"]:
             since = {"first_seen": each.first_seen, "changed_at": now.at, "shop_crawl_id": now.shop_crawl_id}
             items.append({**key, **since, **now.values})
-        figures = each.sales[-1] if each.sales else None
-        seen.append({**key, "tracked_hash": each.tracked_hash, **_figures(figures)})
+        if is_other or each.sales[-1:] != each.known.sales[-1:] or each.tracked_hash != row["tracked_hash"]:
+            figures = each.sales[-1] if each.sales else None
+            seen.append({**key, "tracked_hash": each.tracked_hash, **_figures(figures)})
+    await detach(connection, [(row["shop_id"], row["item_id"]) for row in seen])
     await query_rows(connection, _update(item, _ITEM), _ITEM, items)
     await query_rows(connection, _update(item_seen, _SEEN), _SEEN, seen)
 

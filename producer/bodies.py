@@ -1,0 +1,145 @@
+"""Reads archived page bodies back in the order in which they were fetched, each with the page it answers."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from models.archive import BODY, WITH_BODY
+from models.compression import zstd
+from models.database import reader
+from models.errors import UsageError
+from models.feed import lowest
+from models.messages import PageTask
+from models.status import latest_crawl_id
+from models.tables import crawl, page, page_body, shop, shop_crawl
+from producer.dispatch import _windows, from_this_end
+
+BATCH = 64
+"""Bodies read at a time: what bounds the memory."""
+
+_AFTER = (page_body.c.fetched_at.type, page_body.c.page_id.type)
+_COLUMNS = (
+    *(page_body.c.page_id, page_body.c.fetched_at, BODY.label("body")),
+    *(page.c.state, page.c.slice, page.c.number, page.c.page_no, page.c.fence, page.c.priority, page.c.shop_crawl_id),
+    *(shop_crawl.c.crawl_id, shop_crawl.c.shop_id, shop_crawl.c.options, shop.c.source, shop.c.key),
+)
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """Which bodies: of one crawl, of these shops (ids), fetched since a time and before another; None: any."""
+
+    crawl_id: int | None = None
+    shops: tuple[int, ...] | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class Body(msgspec.Struct, frozen=True):
+    """One archived answer, when it was fetched, and the page as its worker was told of it; `state` is the page's."""
+
+    task: PageTask
+    state: str
+    fetched_at: datetime
+    packed: bytes
+
+    @property
+    def content(self) -> bytes:
+        """The answer as it came. Raises ValueError for one that is damaged."""
+        try:
+            return zstd.decompress(self.packed)
+        except zstd.ZstdError:
+            raise ValueError("the archived body is damaged") from None
+
+
+async def started(engine: AsyncEngine, crawl_id: int) -> datetime:
+    """When a crawl was started. Raises UsageError if there is none of that number."""
+    async with reader(engine).connect() as connection:
+        created_at: datetime | None = await connection.scalar(
+            sa.select(crawl.c.created_at).where(crawl.c.id == crawl_id)
+        )
+    if created_at is None:
+        raise UsageError(f"there is no crawl {crawl_id}: `shopcrawl crawls` lists them")
+    return created_at
+
+
+async def latest_crawl(engine: AsyncEngine) -> int:
+    """The number of the newest crawl. Raises UsageError if there is none."""
+    async with reader(engine).connect() as connection:
+        crawl_id = await latest_crawl_id(connection)
+    if crawl_id is None:
+        raise UsageError("nothing has been crawled yet")
+    return crawl_id
+
+
+async def count_bodies(engine: AsyncEngine, scope: Scope) -> int:
+    """How many bodies are in the archive."""
+    query = sa.select(sa.func.count()).select_from(_joined()).where(*_wanted(scope))
+    async with reader(engine).connect() as connection:
+        return int(await connection.scalar(query) or 0)
+
+
+async def read_bodies(engine: AsyncEngine, scope: Scope) -> AsyncIterator[list[Body]]:
+    """The bodies in order of (time fetched, page id), BATCH at a time, each batch in one short transaction."""
+    query = sa.select(*_COLUMNS).select_from(_joined()).where(*_wanted(scope))
+    query = query.order_by(page_body.c.fetched_at, page_body.c.page_id).limit(BATCH)
+    rows: Sequence[sa.Row[Any]] = ()
+    while True:
+        following = query
+        if rows:
+            place = sa.tuple_(rows[-1].fetched_at, rows[-1].page_id, types=_AFTER)
+            following = query.where(
+                page_body.c.fetched_at >= rows[-1].fetched_at,
+                sa.tuple_(page_body.c.fetched_at, page_body.c.page_id) > place,
+            )
+        async with reader(engine).connect() as connection:
+            rows = (await connection.execute(following)).all()
+            windows = await _windows(connection, {(row.shop_crawl_id, row.slice) for row in rows if row.slice})
+        if rows:
+            yield [_body(row, windows) for row in rows]
+        if len(rows) < BATCH:
+            return
+
+
+def _joined() -> sa.FromClause:
+    return (
+        WITH_BODY.join(page, page.c.id == page_body.c.page_id)
+        .join(shop_crawl, shop_crawl.c.id == page.c.shop_crawl_id)
+        .join(shop, shop.c.id == shop_crawl.c.shop_id)
+    )
+
+
+def _wanted(scope: Scope) -> list[sa.ColumnElement[bool]]:
+    wanted: list[sa.ColumnElement[bool]] = []
+    if scope.crawl_id is not None:
+        wanted.append(shop_crawl.c.crawl_id == scope.crawl_id)
+    if scope.shops is not None:
+        wanted.append(shop_crawl.c.shop_id.in_(scope.shops))
+    if scope.since is not None:
+        wanted.append(page_body.c.fetched_at >= lowest(scope.since))
+    if scope.until is not None:
+        wanted.append(page_body.c.fetched_at < scope.until)
+    return wanted
+
+
+def _body(row: sa.Row[Any], windows: dict[tuple[int, int], dict[str, Any]]) -> Body:
+    number = row.number if row.page_no is None else row.page_no
+    options = row.options
+    if row.slice:
+        options = from_this_end(options, number) | windows[row.shop_crawl_id, row.slice]
+    task = PageTask(
+        source=row.source,
+        shop=row.key,
+        page=abs(number),
+        page_id=row.page_id,
+        fence=row.fence,
+        shop_id=row.shop_id,
+        shop_crawl_id=row.shop_crawl_id,
+        crawl_id=row.crawl_id,
+        priority=row.priority,
+        options=options,
+    )
+    return Body(task, row.state, row.fetched_at, row.body)

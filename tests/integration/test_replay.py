@@ -1,0 +1,227 @@
+"""Replays of archived crawls on real databases: no call, no difference to the live store, whatever it had lost."""
+
+import json
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from models.compression import zstd
+from models.messages import PageTask
+from models.source import FetchedPage, HttpResponse, source_named
+from models.tables import (
+    change,
+    item,
+    item_sales,
+    item_seen,
+    item_version,
+    outbox,
+    page,
+    page_body,
+    shop,
+    shop_crawl,
+    subscription,
+)
+from producer import bodies, replay
+from producer.bodies import Scope
+from producer.replay import Replay, Replayed
+from tests.history import all_rows
+from tests.ledger import engine_for, rows
+from tests.market import SETTINGS, START, Crawler, Market
+
+EVERYTHING = Scope()
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    async with engine_for(database_url) as engine:
+        yield engine
+
+
+@pytest.fixture
+async def crawler(engine: AsyncEngine) -> Crawler:
+    """A market of six shops that has been crawled seven times while it moved."""
+    market = Market(shops=6, size=23)
+    crawler = Crawler(engine, market)
+    for _ in range(7):
+        await crawler.crawl()
+        market.move()
+    return crawler
+
+
+async def run(engine: AsyncEngine, scope: Scope = EVERYTHING, **options: Any) -> Replayed:
+    return await Replay(engine, scope, SETTINGS, **options).run()
+
+
+async def empty(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        for table in (outbox, change, item_sales, item_version, item_seen, item):
+            await connection.execute(sa.delete(table))
+
+
+async def test_a_replay_of_what_is_stored_changes_nothing(engine: AsyncEngine, crawler: Crawler) -> None:
+    before = await all_rows(engine)
+    kinds = {row[2] for row in before["change"]}
+    assert {"new", "price", "title", "unit", "gone", "back"} <= kinds
+    assert before["item_version"]
+    assert before["item_sales"]
+    found = await run(engine)
+    assert (found.differences, found.failed, found.pages > 150) == (0, 0, True)
+    assert await all_rows(engine) == before
+
+
+async def test_a_replay_rebuilds_an_emptied_store_row_by_row_and_a_second_one_has_nothing_to_do(
+    engine: AsyncEngine, crawler: Crawler
+) -> None:
+    before = await all_rows(engine)
+    ledger = [await rows(engine, table) for table in (shop_crawl, page, shop)]
+    await empty(engine)
+    found = await run(engine)
+    assert found.new == len(before["item"])
+    assert await all_rows(engine) == before
+    assert [await rows(engine, table) for table in (shop_crawl, page, shop)] == ledger
+    assert (await run(engine)).differences == 0
+
+
+@pytest.mark.parametrize("pages", [1, 64, 130])
+async def test_a_replay_that_was_cut_short_is_finished_by_the_next_one(
+    engine: AsyncEngine, crawler: Crawler, pages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await all_rows(engine)
+    await empty(engine)
+    monkeypatch.setattr(bodies, "BATCH", 1 if pages == 1 else 64)
+    read = 0
+
+    def interrupt(number: int) -> None:
+        nonlocal read
+        read += number
+        if read >= pages:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await Replay(engine, EVERYTHING, SETTINGS).run(interrupt)
+    assert await all_rows(engine) != before
+    await run(engine)
+    assert await all_rows(engine) == before
+
+
+async def test_a_dry_run_says_what_would_change_and_changes_nothing(engine: AsyncEngine, crawler: Crawler) -> None:
+    await empty(engine)
+    found = await run(engine, dry_run=True)
+    assert found.new
+    assert not any((await all_rows(engine)).values())
+
+
+async def test_lost_items_come_back_with_their_history(engine: AsyncEngine, crawler: Crawler) -> None:
+    before = await all_rows(engine)
+    async with engine.begin() as connection:
+        await connection.execute(sa.delete(item).where(item.c.shop_id == 1))
+        await connection.execute(sa.delete(item_seen).where(item_seen.c.shop_id == 2))
+    found = await run(engine)
+    assert found.new == sum(row[0] in {1, 2} for row in before["item"])
+    assert await all_rows(engine) == before
+
+
+async def test_a_new_decoder_rewrites_history_as_if_it_had_read_every_page(
+    engine: AsyncEngine, crawler: Crawler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = type(source_named("tmapi")).decode
+
+    def decode(self: Any, response: HttpResponse, task: PageTask, now: Any) -> FetchedPage:
+        found: FetchedPage = old(self, response, task, now)
+        items = [
+            msgspec.structs.replace(
+                each,
+                title=f"new {each.title}",
+                stock=int(each.price or 0) % 3,
+                price=round(each.price or 0),
+                extra=None,
+            )
+            for each in found.items
+        ]
+        return msgspec.structs.replace(found, items=items)
+
+    monkeypatch.setattr(type(source_named("tmapi")), "decode", decode)
+    found = await run(engine)
+    assert (found.new, found.corrected > 100) == (0, True)
+    corrected = await all_rows(engine)
+    assert (await run(engine)).differences == 0
+    await empty(engine)
+    await run(engine)
+    rebuilt = await all_rows(engine)
+    # What no page says any more stays with the items that had it.
+    for stored in (corrected, rebuilt):
+        stored["item"] = [tuple(part for part in row if not isinstance(part, dict)) for row in stored["item"]]
+    assert {name: len(part) for name, part in corrected.items()} == {name: len(part) for name, part in rebuilt.items()}
+    assert corrected["item_sales"] == rebuilt["item_sales"]
+    assert corrected["item_version"] == rebuilt["item_version"]
+    assert corrected["change"] == rebuilt["change"]
+
+
+async def test_bodies_that_do_not_decode_are_named_and_the_others_go_on(engine: AsyncEngine, crawler: Crawler) -> None:
+    before = await all_rows(engine)
+    broken = {3: zstd.compress(b'{"code": 200'), 5: b"no zstd"}
+    async with engine.begin() as connection:
+        for page_id, body in broken.items():
+            await connection.execute(sa.update(page_body).where(page_body.c.page_id == page_id).values(body=body))
+        await connection.execute(sa.update(page).where(page.c.id == 7).values(state="dead"))
+        gone = zstd.compress(json.dumps({"code": 417, "msg": "try again"}).encode())
+        await connection.execute(sa.update(page_body).where(page_body.c.page_id == 7).values(body=gone))
+    found = await run(engine)
+    assert {each.page_id for each in found.failures} == {3, 5}
+    assert all(each.reason and each.shop.startswith("shop-") for each in found.failures)
+    assert (found.failed, found.unreadable, found.differences) == (2, 1, 0)
+    assert await all_rows(engine) == before
+
+
+async def test_a_page_that_had_been_given_up_is_stored_once_it_is_readable(
+    engine: AsyncEngine, crawler: Crawler
+) -> None:
+    before = await all_rows(engine)
+    async with engine.begin() as connection:
+        await connection.execute(sa.update(page).where(page.c.id == 7).values(state="dead"))
+    await empty(engine)
+    found = await run(engine)
+    assert (found.recovered, found.failed) == (1, 0)
+    assert (await all_rows(engine))["item"] == before["item"]
+
+
+async def test_only_the_pages_of_the_scope_are_read(engine: AsyncEngine, crawler: Crawler) -> None:
+    total = (await run(engine)).pages
+    crawls = [(await run(engine, Scope(crawl_id=number))).pages for number in range(1, 8)]
+    assert sum(crawls) == total
+    assert (await run(engine, Scope(shops=(1, 2)))).pages < total
+    later = Scope(since=START + timedelta(days=3))
+    assert 0 < (await run(engine, later)).pages < total
+
+
+async def test_no_subscriber_is_told_of_the_past(engine: AsyncEngine, crawler: Crawler) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(
+            sa.insert(subscription).values(
+                url="http://x",
+                sealed=b"",
+                kinds=["price", "new", "gone"],
+                state="active",
+                next_at=START,
+                created_at=START,
+            )
+        )
+    await empty(engine)
+    await run(engine)
+    assert (await all_rows(engine))["change"]
+    assert await rows(engine, outbox) == []
+
+
+async def test_shop_crawls_are_counted_in_their_order_however_few_are_read_at_once(
+    engine: AsyncEngine, crawler: Crawler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await all_rows(engine)
+    await empty(engine)
+    monkeypatch.setattr(replay, "SETTLED_AT_ONCE", 2)
+    await run(engine)
+    assert await all_rows(engine) == before
