@@ -7,6 +7,7 @@ import struct
 import threading
 import urllib.request
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ import sqlalchemy as sa
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from models.changes import Change
 from models.compression import zstd
-from models.tables import crawl, metadata
+from models.tables import crawl, metadata, subscription
+from tests.changes import keep
 from tests.e2e.fleet import Fleet, until
+from tests.ledger import engine_for
 from tests.servers import RedisServer, free_port, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -30,13 +34,18 @@ pytestmark = pytest.mark.e2e
 TOKEN, SPENT = "cnry-token-7f3e+/ä =", "cnry-spent-91bc&?%"
 REDIS, DATABASE, PROXY, FLOWER = "cnry-redis-44aa", "cnry-dbase-55bb", "cnry-proxy-66cc", "cnry-flower-77dd"
 SECRET, SESSION, DROPPED = "cnry-appse-88aa+/ =", "cnry-session-22ee+/ä%=", "cnry-dropped-33ff&?%"
+WEBHOOK = "cnry-webhook-99dd+/ =%"
 KEY = base64.urlsafe_b64encode(b"cnry-sealing-key-of-32-bytes-4c!").decode()
 TOP_CORES = ("cnry-appse-88aa", "cnry-session-22ee", "cnry-dropped-33ff", KEY.rstrip("="))
-CORES = ("cnry-token-7f3e", "cnry-spent-91bc", REDIS, DATABASE, PROXY, FLOWER, *TOP_CORES)
+CORES = ("cnry-token-7f3e", "cnry-spent-91bc", "cnry-webhook-99dd", REDIS, DATABASE, PROXY, FLOWER, *TOP_CORES)
 SHOPS = ("sound", "echo", "fails", "refused", "redirected", "reset", "closed", "garbage", "html", "huge")
 TROUBLES = ("200", "redirect", "422", "439", "500", "malformed", "oversize", "reset")
 ROWS = 45  # of a shop
 COMMANDS = (
+    "changes",
+    "changes --format csv",
+    "webhook list",
+    "webhook list --json",
     "session list",
     "session list --json",
     "export items",
@@ -61,6 +70,7 @@ class Hostile(ThreadingHTTPServer):
         self.tokens: set[str] = set()
         self.sessions: set[str] = set()
         self.signs: set[str] = set()
+        self.deliveries = 0
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Whoever breaks connections on purpose need not tell of it."""
@@ -105,6 +115,11 @@ class _Echo(BaseHTTPRequestHandler):
         """The platform's gateway: it serves one session and refuses the other."""
         assert isinstance(self.server, Hostile)
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if self.path == "/webhook":
+            self.server.deliveries += 1
+            said = f"{WEBHOOK} {quote_plus(WEBHOOK)} {quote(WEBHOOK, safe='')} {WEBHOOK * 500}"
+            self._json(500, {"message": said})
+            return
         sent = {name: values[0] for name, values in parse_qs(body).items()}
         session = sent["session"]
         self.server.sessions.add(session)
@@ -196,9 +211,11 @@ async def test_no_secret_is_found_anywhere(
         await until(lambda: fleet.is_finished(1), what="the end of the crawl")
         await assert_all_trouble_was_met(fleet, hostile)
         with_sessions = await crawl_with_sessions(fleet, hostile)
+        with_webhook = await deliver_in_vain(fleet, hostile)
         said = {
             "asked": asked.stdout + asked.stderr,
             "asked with sessions": with_sessions,
+            "asked for a webhook": with_webhook,
             "command lines": command_lines(fleet),
         }
         said["metrics"] = "".join(fetch(port, "/metrics") for port in (metrics, metrics + 1))
@@ -240,11 +257,33 @@ async def crawl_with_sessions(fleet: Fleet, hostile: Hostile) -> str:
     return asked.stdout + asked.stderr
 
 
+async def deliver_in_vain(fleet: Fleet, hostile: Hostile) -> str:
+    """A webhook whose receiver gives its secret back; returns what the commands said."""
+    added = fleet.run("--debug", "webhook", "add", f"{hostile.url}/webhook", "--allow-http", "--secret", WEBHOOK)
+    assert added.returncode == 0, added.stderr
+    tested = fleet.run("--debug", "webhook", "test", "1")
+    assert tested.returncode == 2 and hostile.deliveries == 1, tested.stderr
+    async with engine_for(fleet.database_url) as engine:
+        await keep(engine, Change(1, "1", "gone", datetime.now(UTC), 1))
+
+    async def failed() -> bool:
+        return bool(await fleet.read(sa.select(subscription.c.id).where(subscription.c.failures > 0)))
+
+    await until(failed, what="a delivery in vain")
+    assert hostile.deliveries > 1
+    return added.stdout + added.stderr + tested.stdout + tested.stderr
+
+
 def assert_every_place_was_searched(said: Mapping[str, str]) -> None:
     """Every place had something to search in."""
     for place, part in {
         "asked": "crawl_id",
         "asked with sessions": "crawl_id",
+        "asked for a webhook": "HTTP 500",
+        "webhook list": "HTTP 500",
+        "webhook list --json": "HTTP 500",
+        "changes": "gone",
+        "changes --format csv": "gone",
         "session list": "session-expired",
         "session list --json": "session-expired",
         "command lines": "worker.app",

@@ -44,6 +44,7 @@ SECRETS = (CANARY, "postgresql://crawler:p%40ss-w0rd@db/shop", "sqlite:///plain.
             "invalid-sessionkey: session expired, sign in again; design=round assign=me sign_method=md5 sign: plus",
             "invalid-sessionkey: session expired, sign in again; design=round assign=me sign_method=md5 sign: plus",
         ),
+        ("its secret whsec_Ab-9_zz, said twice: whsec_Ab-9_zz", "its secret ***, said twice: ***"),
         ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
         ("at redis://:hunter2@redis:6379/0", "at redis://:***@redis:6379/0"),
         ("at postgresql://me:p@ss@db/shop failed", "at postgresql://me:***@db/shop failed"),
