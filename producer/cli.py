@@ -28,7 +28,9 @@ from models.vault import Vault
 from producer import changes, circuits, commands, export, limits, run, schedule_cli, sessions, subscriptions
 from producer.console.estimate import print_estimate
 from producer.costs import show_costs
+from producer.drift import drift
 from producer.modes import ModeName, chosen_mode, whole
+from producer.replay_cli import replay
 from producer.shops import changed_options, read_shops, shop_request
 from producer.show import show
 
@@ -47,6 +49,8 @@ app.add_typer(subscriptions.app, name="webhook")
 app.command("changes")(changes.changes)
 app.command("costs")(show_costs)
 app.command("show")(show)
+app.command("replay")(replay)
+app.command("drift")(drift)
 app.command("doctor")(commands.doctor)
 app.command("flower")(commands.flower)
 app.command("demo")(commands.demo)
