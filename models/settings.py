@@ -29,6 +29,7 @@ TRACKED_FIELDS = (
     "image",
     "images",
 )
+TRACKABLE_FIELDS = (*TRACKED_FIELDS, "video_id", "new_product", "type", "outer_id", "props", "created_time")
 
 
 class Settings(BaseSettings):
@@ -201,6 +202,13 @@ class Settings(BaseSettings):
             parse_prices(value)
         except UsageError as error:
             raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("tracked_fields")
+    @classmethod
+    def _fields_can_be_tracked(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := sorted(set(value) - set(TRACKABLE_FIELDS)):
+            raise ValueError(f"{unknown[0][:40]!r} cannot be tracked; these can: {', '.join(TRACKABLE_FIELDS)}")
         return value
 
     @field_validator("proxy")

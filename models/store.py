@@ -126,7 +126,6 @@ async def observe(
         await _rewrite(connection, found)
         await _touch(connection, known, rows)
         if known.late:
-            await sheets.detach(connection, [sighting.key for sighting in known.late])
             await correct(connection, known.late, tracked=tracked)
         await record(connection, [*await _news(connection, new), *(c for each in found for c in changes_of(each))])
         result.new.extend(new)
@@ -147,7 +146,7 @@ async def _look(
     # Everyone locks in the order of the keys, before anything else about an item: no deadlocks, no stale reads.
     sql = _LOOK + (" FOR UPDATE OF item_seen" if is_postgresql(connection) else "")
     found = await query_rows(connection, sql, _SEEN, [rows[sighting.key] for sighting in sightings])
-    await sheets.loosen(connection, {row.sheet_id for row in found if row.sheet_id is not None})
+    await sheets.loosen(connection, {row.sheet_id for row in found if row.sheet_id is not None and not row.late})
     by_key = {(row.shop_id, row.item_id): row for row in found}
     known, unknown = _Known([], [], [], set(), set()), []
     for sighting in sightings:

@@ -113,7 +113,7 @@ async def _make_hands() -> None:
     await limiter.start()
     _exit.push_async_callback(limiter.stop)
     client = await _exit.enter_async_context(Client(settings))
-    writer = Writer(engine, caps=daily_caps(settings))
+    writer = Writer(engine, caps=daily_caps(settings), tracked=settings.tracked_fields)
     writer.start()
     _exit.push_async_callback(writer.stop)
     sessions = Sessions(engine, Vault(settings), clock)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,6 +15,7 @@ from models.budget import DailyCaps
 from models.compression import zstd
 from models.database import is_postgresql, unavailable
 from models.ledger import NO_CAPS, PageResult, SeenPage, Stored, not_storable, store_results
+from models.settings import TRACKED_FIELDS
 
 LARGEST_BATCH = 32  # larger ones save no CPU that can be measured, and take 0.2 MB for each page
 # A transaction costs as much CPU as the storing of ten pages: filling it is worth a pause that no page notices.
@@ -52,9 +53,16 @@ class Waiting:
 class Writer:
     """Collects results and writes them in batches; while a batch is being written the next one gathers."""
 
-    def __init__(self, engine: AsyncEngine, *, batch: int = LARGEST_BATCH, caps: DailyCaps = NO_CAPS) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        batch: int = LARGEST_BATCH,
+        caps: DailyCaps = NO_CAPS,
+        tracked: Collection[str] = TRACKED_FIELDS,
+    ) -> None:
         self.engine = engine
-        self._caps = caps
+        self._caps, self._tracked = caps, tracked
         self._batch = batch
         self._queue: deque[Waiting] = deque()
         self._wake = asyncio.Event()
@@ -116,7 +124,9 @@ class Writer:
         while True:
             try:
                 async with self.engine.begin() as connection:
-                    stored = await store_results(connection, results, caps=self._caps, once_more=once_more)
+                    stored = await store_results(
+                        connection, results, caps=self._caps, once_more=once_more, tracked=self._tracked
+                    )
                 break
             except (SQLAlchemyError, OSError, TimeoutError) as error:
                 if not is_outage(error):

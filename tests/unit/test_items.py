@@ -12,7 +12,7 @@ from models.changes import Change
 from models.items import FIGURES, VALUES, Sighting, changes_of, content_hash, difference, same, sighting_of, waves
 from models.ledger import PageResult, with_page
 from models.messages import PageTask
-from models.settings import TRACKED_FIELDS
+from models.settings import TRACKABLE_FIELDS, TRACKED_FIELDS
 from models.source import FetchedPage, Item
 from models.tables import item, item_seen, item_version
 
@@ -120,7 +120,8 @@ def test_the_tables_hold_every_field_and_versions_all_that_can_be_tracked() -> N
     assert set(FIGURES) | set(VALUES) | {"item_id"} == set(Item.__struct_fields__)
     assert set(VALUES) <= set(item.c.keys())
     assert set(FIGURES) <= set(item_seen.c.keys())
-    assert set(TRACKED_FIELDS) <= set(item_version.c.keys())
+    assert set(TRACKED_FIELDS) <= set(TRACKABLE_FIELDS) == set(VALUES) - {"extra"}
+    assert set(TRACKABLE_FIELDS) <= set(item_version.c.keys())
 
 
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=6, max_value=10**13, min_value=-(10**13)))

@@ -59,6 +59,8 @@ def test_an_empty_setting_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch, na
         ("LOG_LEVEL", "LOUD"),
         ("ARCHIVE", "perhaps"),
         ("PAGE_SIZE", "201"),
+        ("TRACKED_FIELDS", "title,sold_30d"),
+        ("TRACKED_FIELDS", "colour"),
     ],
 )
 def test_a_bad_setting_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
