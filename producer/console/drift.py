@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from producer.console.text import number, plain
 
 if TYPE_CHECKING:
     from producer.drift import SourceDrift
 
-WORDS = {"new": "never seen before", "gone": "sent no more", "type": "type changed"}
+WORDS = {"new": "new", "gone": "gone", "type": "type changed"}
 STYLES = {"new": "cyan", "gone": "red", "type": "yellow"}
 
 
@@ -34,11 +35,15 @@ def print_drift(console: Console, found: "Sequence[SourceDrift]") -> None:
 
 
 def _table(each: "SourceDrift") -> Table:
-    table = Table("field", "what", "before", "now", "sample", box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 1), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for found in each.differences:
-        what = f"[{STYLES[found.kind]}]{WORDS[found.kind]}[/]"
-        sample = plain(found.sample).replace("[", "\\[")
-        table.add_row(plain(found.field).replace("[", "\\["), what, _types(found.before), _types(found.after), sample)
+        counts = [
+            f"{_types(types)} {when}" for types, when in ((found.before, "before"), (found.after, "now")) if types
+        ]
+        detail = f"{'; '.join(counts)}, as {plain(found.sample)}"
+        table.add_row(Text(WORDS[found.kind], STYLES[found.kind]), Text(f"{plain(found.field)}\n{detail}"))
     return table
 
 
