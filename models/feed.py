@@ -17,9 +17,6 @@ from models.tables import change, item, shop
 
 BATCH = 1_000
 """Changes read at a time: what bounds the memory."""
-MOST_COUNTED = 100_000
-"""Beyond this many, changes are not counted any further: counting reads them all."""
-
 PRICES = frozenset(name for name, kind in changes.KINDS.items() if kind == "price")
 KINDS = ("new", "gone", "back", *dict.fromkeys(changes.KINDS.get(name, name) for name in VALUES))
 """Every kind of change that there can be."""
@@ -105,9 +102,9 @@ async def read_changes(engine: AsyncEngine, wanted: Wanted, *, newest: int | Non
         place = _Place(batch[-1].at, batch[-1].id)
 
 
-async def count_changes(engine: AsyncEngine, wanted: Wanted) -> int:
-    """How many changes are wanted; MOST_COUNTED if there are more."""
-    query = sa.select(sa.func.count()).select_from(_first(_PLACE, wanted, MOST_COUNTED).subquery())
+async def count_changes(engine: AsyncEngine, wanted: Wanted, most: int) -> int:
+    """How many changes are wanted, counted up to `most`: counting reads them all."""
+    query = sa.select(sa.func.count()).select_from(_first(_PLACE, wanted, most).subquery())
     async with reader(engine).connect() as connection:
         return int(await connection.scalar(query) or 0)
 

@@ -17,7 +17,7 @@ from models.settings import Settings, load_settings
 from models.tables import Json, Key, UtcDateTime
 from producer import run
 from producer.batches import shops_named
-from producer.console.changes import print_changes
+from producer.console.changes import MOST_COUNTED, print_changes
 from producer.formats import Fields, Rows, write_rows
 
 SHOWN = 50
@@ -93,7 +93,8 @@ async def _shop_ids(engine: AsyncEngine, keys: Sequence[str] | None) -> tuple[in
 async def _show(engine: AsyncEngine, wanted: Wanted, limit: int) -> int:
     entries = [entry async for batch in read_changes(engine, wanted, newest=limit) for entry in batch]
     if entries:
-        print_changes(Console(), entries, await count_changes(engine, wanted))
+        count = await count_changes(engine, wanted, limit + MOST_COUNTED)
+        print_changes(Console(), entries, count - len(entries))
     return len(entries)
 
 

@@ -9,15 +9,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from models.feed import MOST_COUNTED, PRICES, Entry
+from models.feed import PRICES, Entry
 from producer.console.text import number, plain
 
 LONGEST_VALUE = 40
+MOST_COUNTED = 10_000
 _STYLES = {"new": "green", "back": "green", "gone": "red", "price": "yellow"}
 
 
-def print_changes(console: Console, entries: Sequence[Entry], count: int) -> None:
-    """Print changes, the newest last, and how many there are besides; `count` is MOST_COUNTED for more than that."""
+def print_changes(console: Console, entries: Sequence[Entry], more: int) -> None:
+    """Print changes, the newest last, and how many `more` there are, which are counted up to MOST_COUNTED."""
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for name in ("seen (UTC)", "shop", "item", "kind"):
         table.add_column(name, no_wrap=True)
@@ -29,9 +30,9 @@ def print_changes(console: Console, entries: Sequence[Entry], count: int) -> Non
         cells = (f"{entry.at:%Y-%m-%d %H:%M}", *names, change_words(entry))
         table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
     console.print(Padding(table, (1, 1)))
-    if count > len(entries):
-        more = f"more than {number(count - len(entries))}" if count == MOST_COUNTED else number(count - len(entries))
-        console.print(Text(f" and {more} before these: --limit shows more, --format csv all", "dim"), highlight=False)
+    if more > 0:
+        words = f" and {number(more)}{' or more' if more >= MOST_COUNTED else ''} before these"
+        console.print(Text(f"{words}: --limit shows more, --format csv all", "dim"), highlight=False)
 
 
 def change_words(entry: Entry) -> str:
