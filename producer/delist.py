@@ -13,6 +13,7 @@ from models.bulk import query_rows
 from models.changes import Change, record
 from models.database import is_postgresql
 from models.ledger import pack_keys, unpack_keys
+from models.sheets import LAST_SEEN, SEEN_BY, WITH_SHEET, loosen_unseen
 from models.source import source_named
 from models.tables import item_seen, page, shop_crawl, slice_
 from producer.absence import Gap, Shown, find_absent
@@ -88,8 +89,8 @@ async def _missing(connection: AsyncConnection, shop_id: int, before: datetime) 
     """Known items of a shop that were not seen since then, in order, some at a time."""
     t, after = item_seen.c, ""
     while True:
-        query = sa.select(t.item_id, t.shop_crawl_id).where(t.shop_id == shop_id, t.item_id > after)
-        query = query.where(t.last_seen < before, t.gone_at.is_(None))
+        query = sa.select(t.item_id, SEEN_BY.label("seen_by")).select_from(WITH_SHEET)
+        query = query.where(t.shop_id == shop_id, t.item_id > after, before > LAST_SEEN, t.gone_at.is_(None))
         rows: list[sa.Row[Any]] = list(await connection.execute(query.order_by(t.item_id).limit(AT_ONCE)))
         if rows:
             yield rows
@@ -104,7 +105,7 @@ async def _missing_by_crawl(connection: AsyncConnection, row: sa.Row[Any]) -> di
     async for rows in _missing(connection, row.shop_id, row.created_at):
         keys = unpack_keys(pack_keys(each.item_id for each in rows))
         for each, key in zip(rows, keys, strict=True):
-            found.setdefault(each.shop_crawl_id, array("Q")).append(key)
+            found.setdefault(each.seen_by, array("Q")).append(key)
     return found
 
 
@@ -168,6 +169,7 @@ async def delist(
 ) -> int:
     """Count one more crawl without these items (by key; None: all that are missing); returns how many are gone now."""
     gone = 0
+    await loosen_unseen(connection, row.shop_id, row.created_at)
     async for rows in _missing(connection, row.shop_id, row.created_at):
         keys = unpack_keys(pack_keys(each.item_id for each in rows))
         absent = [each.item_id for each, key in zip(rows, keys, strict=True) if proved is None or key in proved]
@@ -184,10 +186,12 @@ async def _miss(
         sql = "SELECT 1 FROM {r} JOIN item_seen i ON i.shop_id = r.shop_id AND i.item_id = r.item_id"
         await query_rows(connection, f"{sql} ORDER BY i.shop_id, i.item_id FOR UPDATE OF i", columns, rows)
     sql = (
-        "UPDATE item_seen SET misses = item_seen.misses + 1,"
+        "UPDATE item_seen SET misses = item_seen.misses + 1, missed_at = r.gone_at,"
         " gone_at = CASE WHEN item_seen.misses + 1 >= :after THEN r.gone_at END FROM {r}"
         " WHERE item_seen.shop_id = r.shop_id AND item_seen.item_id = r.item_id AND item_seen.gone_at IS NULL"
-        " AND item_seen.last_seen < r.last_seen RETURNING item_seen.item_id, item_seen.gone_at"
+        " AND COALESCE((SELECT s.last_seen FROM sheet s WHERE s.id = item_seen.sheet_id), item_seen.last_seen)"
+        " < r.last_seen AND (item_seen.missed_at IS NULL OR item_seen.missed_at < r.gone_at)"
+        " RETURNING item_seen.item_id, item_seen.gone_at"
     )
     stamped = [{**each, "gone_at": now} for each in rows]
     returning = [item_seen.c.item_id, item_seen.c.gone_at]

@@ -9,8 +9,10 @@ from producer.plan import PageFact, Progress
 
 FACT_COLUMNS = (
     page.c.id, page.c.slice, page.c.number, page.c.state, page.c.rows, page.c.total, page.c.page_size,
-    page.c.item_keys, page.c.reason, page.c.outcome, page.c.new_items, page.c.changed_items,
+    page.c.item_keys, page.c.reason, page.c.outcome, page.c.new_items, page.c.changed_items, page.c.finished_at,
 )  # fmt: skip
+FACT_OF_SHOP = (page.c.shop_crawl_id, *FACT_COLUMNS)
+"""What queries return in which `fact_names` follow the shop crawl's id."""
 PROGRESS = (
     "planned", "page_size", "total_first", "total_last", "last_page", "end_reason", "extensions", "last_dead",
     "last_done", "pages_done", "pages_dead", "pages_cancelled", "rows", "new_items", "changed_items", "refusal",
@@ -38,6 +40,7 @@ def fact_of(row: sa.Row[Any]) -> PageFact:
         page_id=row.id,
         slice=row.slice,
         outcome=row.outcome,
+        finished_at=row.finished_at,
     )
 
 

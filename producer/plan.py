@@ -1,7 +1,8 @@
 """What to fetch next of a shop and when it was enough: pure decisions from what its pages said."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from math import ceil
 
 from models.ledger import unpack_keys
@@ -10,6 +11,7 @@ from models.ledger import unpack_keys
 LARGEST_STEP = 8
 # Pages planned at once; a total that is wildly too large then fills neither ledger nor queue.
 LARGEST_PLAN = 1_000
+NEVER = datetime.min.replace(tzinfo=UTC)
 # Mode of a crawl that wants new items only, from the newest one on.
 NEW = "new"
 
@@ -30,6 +32,7 @@ class PageFact:
     page_id: int = 0
     slice: int = 0
     outcome: str | None = None
+    finished_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Review:
 
 def absorb(progress: Progress, facts: Sequence[PageFact], known: Mapping[int, PageFact]) -> Progress:
     """Add finished pages to a shop's progress. `known` holds these pages, page 1 and each one's neighbours."""
-    for fact in sorted(facts, key=lambda fact: fact.number):
+    for fact in in_order(facts):
         progress = tally(progress, fact)
         if fact.state == "done":
             progress = _with_totals(progress, fact)
@@ -99,6 +102,11 @@ def absorb(progress: Progress, facts: Sequence[PageFact], known: Mapping[int, Pa
             if progress.mode == NEW and fact.rows and not fact.new_items:
                 progress = _ended(progress, fact.number, f"page {fact.number} shows nothing new")
     return progress
+
+
+def in_order(facts: Iterable[PageFact]) -> list[PageFact]:
+    """Pages in the order in which they were had: the newest one knows best how many items there are."""
+    return sorted(facts, key=lambda fact: (fact.finished_at or NEVER, fact.number))
 
 
 def tally(progress: Progress, fact: PageFact) -> Progress:

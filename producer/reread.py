@@ -12,11 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from models.bulk import insert_rows
 from models.crawls import new_page
 from models.settings import Settings
+from models.sheets import LAST_SEEN, WITH_SHEET
 from models.source import source_named
 from models.tables import crawl, item, item_seen, page, slice_
 from producer.delist import Evidence, is_whole, look
 from producer.facts import progress_of
-from producer.plan import NEW, PageFact, Progress, Review, tally
+from producer.plan import NEW, PageFact, Progress, Review, in_order, tally
 from producer.second import BAND, STEPS, Need, Part, Prices, advance, allowance, open_step
 from producer.verdict import has_shrunk
 
@@ -63,7 +64,7 @@ async def review(
         banded = any(parts[fact.slice].kind == BAND for fact in facts)
         prices = await _prices(connection, rows[key]) if banded else []
         left = await _left(connection, rows[key], passes[key].progress, parts.values(), settings)
-        for fact in facts:
+        for fact in in_order(facts):
             left -= _take_in(passes[key], parts[fact.slice], fact, prices, left, now)
     await _write(connection, passes, now)
     return {key: Review(each.progress, settle=each.progress.open_pages == 0) for key, each in passes.items()}
@@ -184,9 +185,8 @@ async def _totals(connection: AsyncConnection, shop_crawl_id: int) -> dict[int, 
 async def _prices(connection: AsyncConnection, row: sa.Row[Any]) -> Prices:
     """The prices of the items that were seen since this crawl began."""
     same = (item.c.shop_id == item_seen.c.shop_id) & (item.c.item_id == item_seen.c.item_id)
-    query = sa.select(item.c.price, sa.func.count().label("items")).join(item_seen, same)
-    query = query.where(item.c.shop_id == row.shop_id, item.c.price.is_not(None))
-    query = query.where(item_seen.c.last_seen >= row.created_at)
+    query = sa.select(item.c.price, sa.func.count().label("items")).select_from(WITH_SHEET.join(item, same))
+    query = query.where(item.c.shop_id == row.shop_id, item.c.price.is_not(None), row.created_at <= LAST_SEEN)
     found = await connection.execute(query.group_by(item.c.price))
     return sorted((each.price, each.items) for each in found)
 

@@ -15,7 +15,7 @@ from models.database import is_postgresql
 from models.settings import Settings
 from models.tables import page, shop, shop_crawl
 from producer import hold, reread, settle, slices
-from producer.facts import PROGRESS, fact_names, fact_of, progress_of
+from producer.facts import FACT_OF_SHOP, PROGRESS, fact_names, fact_of, progress_of
 from producer.plan import PageFact, Progress, Review, absorb, conclude
 
 LARGEST_REVIEW = 1_000
@@ -97,6 +97,7 @@ async def _finished_pages(connection: AsyncConnection, pages: Mapping[int, int],
         f"SELECT p.shop_crawl_id, {fact_names('p')} FROM {{r}} JOIN page p ON p.id = r.id WHERE NOT p.reviewed",
         [page.c.id],
         [{"id": page_id} for page_id, shop_crawl_id in pages.items() if shop_crawl_id in shops],
+        returning=FACT_OF_SHOP,
     )
     facts: Facts = defaultdict(list)
     for row in rows:

@@ -16,7 +16,7 @@ from models.source import source_named
 from models.tables import crawl, shop, shop_crawl
 from producer import reread, slices
 from producer.delist import Evidence, delist, is_whole, look
-from producer.facts import fact_names, fact_of
+from producer.facts import FACT_OF_SHOP, fact_names, fact_of
 from producer.plan import PageFact, Progress, Review
 from producer.verdict import Verdict, guarded, judge
 from producer.windows import Slice, judge_windows, newest_end
@@ -161,7 +161,8 @@ async def _lost_pages(connection: AsyncConnection, ids: Sequence[int]) -> dict[i
     sql = f"SELECT p.shop_crawl_id, {fact_names('p')} FROM {{r}} JOIN page p ON p.shop_crawl_id = r.id"
     sql += " WHERE p.slice = 0 AND p.state IN ('dead', 'refused') ORDER BY p.shop_crawl_id, p.number"
     lost: dict[int, list[PageFact]] = {}
-    for row in await query_rows(connection, sql, [shop_crawl.c.id], [{"id": key} for key in ids]):
+    rows = [{"id": key} for key in ids]
+    for row in await query_rows(connection, sql, [shop_crawl.c.id], rows, returning=FACT_OF_SHOP):
         lost.setdefault(row.shop_crawl_id, []).append(fact_of(row))
     return lost
 
