@@ -26,6 +26,7 @@ from producer.deliver import LANES, Deliverer
 from producer.dispatch import Dispatcher, oldest_due, window
 from producer.enqueue import send
 from producer.hold import rest_crawls
+from producer.housekeeping import Housekeeping
 from producer.limit_memory import keep_limits
 from producer.pauses import Pause, pause
 from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
@@ -68,6 +69,7 @@ class Producer:
             named = {"reconcile": self._look_after, "dispatch": self._work, "fleet": self._count_fleet}
             named |= {f"webhooks {lane}": self._deliverer.step for lane in range(1, LANES + 1)}
             named["schedules"] = Schedules(self._settings, self._engine, self._clock).step
+            named["housekeeping"] = Housekeeping(self._settings, self._engine, self._clock).step
             if self._settings.metrics_port:  # nobody else asks for these sums
                 named["spending"] = Spending(self._engine, self._clock).measure
                 named["webhooks"] = self._deliverer.measure
