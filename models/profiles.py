@@ -17,6 +17,7 @@ from models.errors import UsageError
 from models.feed import Entry, Wanted, entries_of, read_changes, select_entries
 from models.items import FIGURES, VALUES
 from models.modes import is_whole, left_out
+from models.sheets import LAST_SEEN, WITH_SHEET
 from models.tables import (
     change,
     item,
@@ -35,7 +36,7 @@ EVENTS = ("new", "gone", "back")
 EVENTS_READ = 10
 VERSIONS_READ = 200
 SALES_READ = 200
-MOST_COUNTED = 100_000
+MOST_COUNTED = 50_000
 """Items of a larger shop are not counted: that reads them all."""
 HINTED = 3
 MOST_COMPARED = 20_000
@@ -159,9 +160,9 @@ async def item_profile(engine: AsyncEngine, key: str, item_id: str, source: str 
     """What is known of an item. Raises UsageError if there is no such shop or item."""
     async with reader(engine).connect() as connection:
         found = await _find_shop(connection, key, source)
-        both = item.join(item_seen, (item_seen.c.shop_id == item.c.shop_id) & (item_seen.c.item_id == item.c.item_id))
-        columns = [*item.c, *(item_seen.c[name] for name in ("last_seen", "gone_at", "figures_at", *FIGURES))]
-        query = sa.select(*columns).select_from(both).where(*_is(item, found.id, item_id))
+        same = (item_seen.c.shop_id == item.c.shop_id) & (item_seen.c.item_id == item.c.item_id)
+        seen = [LAST_SEEN.label("last_seen"), *(item_seen.c[name] for name in ("gone_at", "figures_at", *FIGURES))]
+        query = sa.select(*item.c, *seen).select_from(WITH_SHEET.join(item, same)).where(*_is(item, found.id, item_id))
         row = (await connection.execute(query)).one_or_none()
         if row is None:
             query = sa.select(item.c.item_id).where(item.c.shop_id == found.id).limit(MOST_COMPARED)

@@ -1,6 +1,6 @@
 """Reads the rows of a data set in order: page after page by their keys, so that memory stays flat."""
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +65,7 @@ class Batches:
         self._checked = [each for each in self._of_rows if clause(each, columns[each.column], dialect) is None]
         wanted = [*dataset.key, *names, *(each.column for each in self._checked)]
         self._fetched = [name for name in dict.fromkeys(wanted) if name not in OWNER]
+        self._place = {name: place for place, name in enumerate([*OWNER, _SHOP, *self._fetched])}
         self._group = 16  # shops read together; follows the size of the shops
 
     async def read(self, wanted: Sequence[Shop] | None = None) -> AsyncIterator[Rows]:
@@ -101,7 +102,7 @@ class Batches:
             return [Shop(row.id, row.source, row.key) for row in await connection.execute(query)]
 
     def _fitting(self, shops: Sequence[Shop]) -> list[Shop]:
-        return [each for each in shops if _meets(each.columns, self._of_shop)]
+        return [each for each in shops if all(asked.matches(each.columns[asked.column]) for asked in self._of_shop)]
 
     async def _fetch(self, group: Sequence[Shop], after: sa.Row[Any] | None = None) -> Sequence[sa.Row[Any]]:
         """Rows of a group, BATCH + 1 of them at most; in order, and from `after` on, if the group is one shop."""
@@ -134,28 +135,27 @@ class Batches:
         columns = [part.shop_id.label(_SHOP), *(part.columns[name].label(name) for name in self._fetched)]
         asked = (clause(each, part.columns[each.column], self._engine.dialect.name) for each in self._of_rows)
         query = sa.select(*columns).select_from(part.table).limit(BATCH + 1)
-        query = query.where(part.shop_id.in_(sa.bindparam(_SHOP, expanding=True)), *part.only)
-        query = query.where(*(each for each in asked if each is not None))
+        query = query.where(*(each for each in asked if each is not None), *part.only)
+        for shop_id in (part.shop_id, *([part.twin.c.shop_id] if part.twin is not None else [])):
+            query = query.where(shop_id.in_(sa.bindparam(_SHOP, expanding=True)))
         if not after:
             return query
-        key = _keys(part, self._dataset.key)
-        last = [sa.bindparam(f"after_{name}", type_=part.columns[name].type) for name in self._dataset.key]
-        return query.where(sa.tuple_(*key) > sa.tuple_(*last))
+        key = self._dataset.key
+        last = [sa.bindparam(f"after_{name}", type_=part.columns[name].type) for name in key]
+        query = query.where(sa.tuple_(*_keys(part, key)) > sa.tuple_(*last))
+        return query if part.twin is None else query.where(part.twin.c[key[0]] >= last[0])
 
     def _rows(self, group: Sequence[Shop], found: Sequence[sa.Row[Any]]) -> Rows:
-        owners = {entry.id: (place, entry.columns) for place, entry in enumerate(group)}
+        owners = {entry.id: (entry.source, entry.key) for entry in group}
         if len(group) > 1:
-            key = self._dataset.key
-            found = sorted(
-                found, key=lambda row: (owners[row._mapping[_SHOP]][0], *(row._mapping[name] for name in key))
-            )
-        maps = ({**owners[row._mapping[_SHOP]][1], **row._mapping} for row in found)
-        return [[values[name] for name in self._names] for values in maps if _meets(values, self._checked)]
+            order, keys = {entry.id: place for place, entry in enumerate(group)}, slice(1, 1 + len(self._dataset.key))
+            found = sorted(found, key=lambda row: (order[row[0]], *row[keys]))
+        rows = ((*owners[row[0]], *row) for row in found)
+        if self._checked:
+            rows = (row for row in rows if all(each.matches(row[self._place[each.column]]) for each in self._checked))
+        places = [self._place[name] for name in self._names]
+        return [[row[place] for place in places] for row in rows]
 
 
 def _keys(part: Part, key: Sequence[str]) -> list[sa.ColumnElement[Any]]:
     return [part.columns[name] for name in key]
-
-
-def _meets(values: Mapping[str, Any], conditions: Sequence[Condition]) -> bool:
-    return all(each.matches(values[each.column]) for each in conditions)

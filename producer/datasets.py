@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from models.sheets import LAST_SEEN, WITH_SHEET
 from models.tables import UtcDateTime, item, item_sales, item_seen, item_version, shop, shop_crawl
 from producer.formats import Fields
 
@@ -23,6 +24,8 @@ class Part(msgspec.Struct, frozen=True):
     columns: Columns
     only: tuple[sa.ColumnElement[bool], ...] = ()
     """What rows must meet to be a part of it."""
+    twin: sa.Table | None = None
+    """A table joined by shop and item. Bounds of these are repeated for it: no database concludes that by itself."""
 
 
 class Dataset(msgspec.Struct, frozen=True):
@@ -57,9 +60,9 @@ def _named(table: sa.FromClause, *names: str) -> dict[str, sa.ColumnElement[Any]
 def _items() -> Part:
     """The current version of each item, its figures, and when it was seen."""
     columns = _named(item, "item_id", *_FIELDS, "extra") | _named(item_seen, *_FIGURES)
-    columns |= _named(item, "first_seen") | _named(item_seen, "last_seen") | _named(item, "changed_at")
+    columns |= _named(item, "first_seen") | {"last_seen": LAST_SEEN} | _named(item, "changed_at")
     columns |= _named(item_seen, "gone_at", "figures_at")
-    return Part(item.join(item_seen, _same(item_seen, item)), item.c.shop_id, columns)
+    return Part(WITH_SHEET.join(item, _same(item_seen, item)), item.c.shop_id, columns, twin=item_seen)
 
 
 def _versions(table: sa.Table, valid_from: sa.Column[Any], valid_to: sa.ColumnElement[Any]) -> Part:
