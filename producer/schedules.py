@@ -20,7 +20,7 @@ from models.messages import NORMAL_PRIORITY
 from models.modes import Mode, is_whole
 from models.schedules import ADAPTIVE, BUDGETED, CRON, INTERVAL, ShopState
 from models.settings import Settings
-from models.source import source_named
+from models.source import source_named, source_names
 from producer.schedule_rates import (
     DAY,
     Bounds,
@@ -130,7 +130,8 @@ async def look(connection: AsyncConnection, row: sa.Row[Any], now: datetime) -> 
 async def _start(
     connection: AsyncConnection, row: sa.Row[Any], due: Due, settings: Settings, now: datetime
 ) -> Submission:
-    requests = [_request(found, settings) for found in await schedules.scheduled_shops(connection, due.shops)]
+    found = await schedules.scheduled_shops(connection, due.shops)
+    requests = [_request(each, settings) for each in found if each.source in source_names()]
     if row.kind in {ADAPTIVE, BUDGETED}:
         known = await schedules.states(connection, row.id, due.shops)
         bounds = bounds_of(row)
@@ -189,7 +190,7 @@ async def _save_learned(
     every = row.every or DEFAULT_EVERY.total_seconds()
     after = {key: before.get(key) or ShopState(shop_id=key, every=every, due_at=now) for key in sorted(ids)}
     for each in sorted(rows, key=lambda each: each.id):
-        if is_whole(each.source, each.options, each.mode):
+        if each.source in source_names() and is_whole(each.source, each.options, each.mode):
             after[each.shop_id] = learned(after[each.shop_id], _outcome(each), bounds)
     await schedules.save_states(connection, row.id, [state for key, state in after.items() if state != before.get(key)])
 
