@@ -13,6 +13,8 @@ NAMES = (
     "many_in_flight",
     "million_pages",
     "windows",
+    "history_bytes",
+    "ten_million",
     "limiter_gate",
     "limiter_fleet",
     "limiter_bounds",
