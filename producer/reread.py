@@ -19,7 +19,7 @@ from producer.delist import Evidence, is_whole, look
 from producer.facts import progress_of
 from producer.plan import NEW, PageFact, Progress, Review, in_order, tally
 from producer.second import BAND, STEPS, Need, Part, Prices, advance, allowance, open_step
-from producer.verdict import has_shrunk
+from producer.verdict import is_suspicious
 
 COLUMNS = tuple(each.name for each in fields(Part))
 PRICES = {"price_start", "price_end"}
@@ -121,8 +121,9 @@ def _is_eligible(row: sa.Row[Any], progress: Progress, settings: Settings) -> bo
 async def _evidence(
     connection: AsyncConnection, row: sa.Row[Any], progress: Progress, distinct: int, settings: Settings
 ) -> Evidence:
-    """What is known of missing items; nothing of a shop that shrank so much that it is to be crawled again anyway."""
-    if not is_whole(row) or has_shrunk(distinct, row.known_items, settings.shrink_guard):
+    """What is known of missing items; nothing of a shop so small that it is to be crawled again anyway."""
+    guard = (row.known_items, row.suspect_items, settings.shrink_guard)
+    if not is_whole(row) or is_suspicious(distinct, *guard):
         return Evidence()
     return await look(connection, row, progress)
 

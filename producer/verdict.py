@@ -80,15 +80,21 @@ def _second_pass(progress: Progress, distinct: int, calls: int) -> str:
 
 
 def guarded(verdict: Verdict, distinct: int, known: int | None, suspect: int | None, guard: float) -> Verdict:
-    """The verdict on a whole crawl, `suspect` if it lost more than this share of the items `known` before.
+    """The verdict on a whole crawl, `suspect` if it lost more than the share `guard` of the items `known` before.
 
     A crawl that shows as few as the `suspect` one before it confirms that one.
     """
     if not verdict.is_happy or not has_shrunk(distinct, known, guard):
         return verdict
-    if suspect is not None and abs(distinct - suspect) <= _tolerated(suspect):
-        return replace(verdict, reason=f"{verdict.reason}; as few as a suspicious crawl before it, from {known}")
-    return Verdict("suspect", f"only {distinct} of the {known} items known before: {verdict.reason}")
+    if is_suspicious(distinct, known, suspect, guard):
+        return Verdict("suspect", f"only {distinct} of the {known} items known before: {verdict.reason}")
+    return replace(verdict, reason=f"{verdict.reason}; as few as a suspicious crawl before it, from {known}")
+
+
+def is_suspicious(distinct: int, known: int | None, suspect: int | None, guard: float) -> bool:
+    """Whether so few items are not to be believed before a second look."""
+    confirmed = suspect is not None and abs(distinct - suspect) <= _tolerated(suspect)
+    return has_shrunk(distinct, known, guard) and not confirmed
 
 
 def has_shrunk(distinct: int, known: int | None, guard: float) -> bool:

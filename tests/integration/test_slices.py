@@ -19,7 +19,7 @@ from models.sessions import save_sessions
 from models.settings import load_settings
 from models.source import FetchedPage, Item
 from models.status import CrawlStatus, crawl_status
-from models.tables import crawl, item, learned, page, shop, shop_crawl, slice_
+from models.tables import crawl, item, item_seen, learned, page, shop, shop_crawl, slice_
 from models.vault import Vault, new_key
 from producer.dispatch import Dispatcher
 from producer.review import review
@@ -205,6 +205,43 @@ async def test_what_is_there_throughout_is_stored_though_rows_move_at_every_call
     assert {f"one-{key}" for key in there - platform.sellers["one"].gone} <= await platform.ids()
     assert await platform.watermark() == newest
     await assert_figures(platform, crawl_id)
+
+
+async def test_what_two_whole_crawls_do_not_show_is_gone_and_incremental_ones_say_nothing(engine: AsyncEngine) -> None:
+    platform = Platform(engine, one=seller(100))
+    await platform.run(await platform.submit("one"))
+    away = sorted(platform.sellers["one"].rows)[10:15]
+    kept = {key: platform.sellers["one"].rows.pop(key) for key in away}
+    for since, missed, gone in (("last", 0, 0), (None, 1, 0), ("last", 1, 0), (None, 2, 5)):
+        platform.now += timedelta(hours=1)
+        crawl_id = await platform.submit("one", since=since)
+        await platform.run(crawl_id)
+        found = await platform.crawled(crawl_id)
+        assert (found.verdict, found.gone_items) == ("complete", gone)
+        seen = {row.item_id: row for row in await rows(engine, item_seen)}
+        assert {seen[f"one-{key}"].misses for key in away} == {missed}
+    assert {row.item_id for row in seen.values() if row.gone_at} == {f"one-{key}" for key in away}
+    (known,) = await rows(engine, shop)
+    assert (known.known_items, known.suspect_items) == (95, None)
+    platform.sellers["one"].rows |= kept
+    platform.now += timedelta(hours=1)
+    await platform.run(await platform.submit("one"))
+    assert {row.item_id for row in await rows(engine, item_seen) if row.gone_at} == set()
+
+
+async def test_a_seller_that_lost_half_of_its_items_is_suspect_and_keeps_them(engine: AsyncEngine) -> None:
+    platform = Platform(engine, one=seller(100))
+    await platform.run(await platform.submit("one"))
+    for key in sorted(platform.sellers["one"].rows)[:50]:
+        del platform.sellers["one"].rows[key]
+    verdicts = []
+    for _ in range(2):
+        platform.now += timedelta(hours=1)
+        crawl_id = await platform.submit("one")
+        await platform.run(crawl_id)
+        verdicts.append((await platform.crawled(crawl_id)).verdict)
+        assert not any(row.gone_at for row in await rows(engine, item_seen))
+    assert verdicts == ["suspect", "complete"]
 
 
 async def test_an_incremental_crawl_reads_only_what_changed_since_the_last_whole_one(engine: AsyncEngine) -> None:
