@@ -1,5 +1,6 @@
 """The rows that a store's items consist of, in a form in which two stores can be compared."""
 
+from collections import Counter
 from decimal import Decimal
 from typing import Any
 
@@ -33,10 +34,10 @@ async def all_rows(engine: AsyncEngine, shop_id: int | None = None) -> Rows:
     found = {}
     async with engine.connect() as connection:
         for name, query in _QUERIES.items():
-            columns = list(query.selected_columns)
-            kept = [column for column in columns if shop_id is None or column.name != "shop_id"]
-            mine = query if shop_id is None else query.where(sa.column("shop_id") == shop_id)
-            mine = mine if shop_id is None else mine.with_only_columns(*kept)
+            mine = query
+            if shop_id is not None:
+                first, *others = query.selected_columns
+                mine = query.where(first == shop_id).with_only_columns(*others)
             rows = [tuple(map(plain, row)) for row in await connection.execute(mine)]
             found[name] = sorted(rows, key=repr)
     return found
@@ -51,15 +52,10 @@ def plain(value: Any) -> Any:
     return value.normalize() if isinstance(value, Decimal) else value
 
 
-def differing(one: Rows, other: Rows) -> list[tuple[str, tuple[Any, ...]]]:
-    """Rows that only one of two stores has, by table."""
+def differing(one: Rows, other: Rows) -> list[tuple[str, str]]:
+    """Rows, as text, that only one of two stores has, or has more often, by table."""
     found = []
     for name in one:
-        left, right = map(repr, one[name]), set(map(repr, other[name]))
-        mine, theirs = (
-            dict(zip(left, one[name], strict=True)),
-            dict(zip(map(repr, other[name]), other[name], strict=True)),
-        )
-        found += [(name, mine[key]) for key in mine.keys() - right]
-        found += [(name, theirs[key]) for key in theirs.keys() - mine.keys()]
+        mine, theirs = Counter(map(repr, one[name])), Counter(map(repr, other[name]))
+        found += [(name, row) for row in ((mine - theirs) + (theirs - mine)).elements()]
     return found

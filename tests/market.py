@@ -22,9 +22,8 @@ from producer.review import review
 from tests.tmapi_pages import ROW
 
 START = datetime.fromisoformat("2026-03-01T12:00:00.000001+00:00")
-PAGE_SIZE = 5
 BATCH = 8
-SETTINGS = Settings(_env_file=None, page_size=PAGE_SIZE)  # type: ignore[call-arg]
+SETTINGS = Settings(_env_file=None)  # type: ignore[call-arg]
 
 
 @dataclass
@@ -53,6 +52,7 @@ class Market:
     shops: int
     size: int
     seed: int = 0
+    page_size: int = 5
     goods: dict[str, list[Good]] = field(default_factory=dict)
     hidden: dict[str, set[int]] = field(default_factory=dict)
 
@@ -60,7 +60,7 @@ class Market:
         self._random = random.Random(self.seed)
         self._numbers = iter(range(10**9))
         for number in range(self.shops):
-            self.goods[f"shop-{number}"] = [self._good() for _ in range(self.size + number % PAGE_SIZE)]
+            self.goods[f"shop-{number}"] = [self._good() for _ in range(self.size + number % self.page_size)]
             self.hidden[f"shop-{number}"] = set()
 
     def _good(self) -> Good:
@@ -81,9 +81,9 @@ class Market:
     def answer(self, task: PageTask) -> bytes:
         """The body of a page as it is now."""
         shown = [good for good in self.goods[task.shop] if good.number not in self.hidden[task.shop]]
-        start = (task.page - 1) * PAGE_SIZE
-        rows = [good.row() for good in shown[start : start + PAGE_SIZE]]
-        data = {"page": task.page, "page_size": PAGE_SIZE, "total_count": str(len(shown)), "items": rows}
+        start = (task.page - 1) * self.page_size
+        rows = [good.row() for good in shown[start : start + self.page_size]]
+        data = {"page": task.page, "page_size": self.page_size, "total_count": str(len(shown)), "items": rows}
         return json.dumps({"code": 200, "msg": "success", "data": data}).encode()
 
 
@@ -98,7 +98,7 @@ class Crawler:
     async def crawl(self, pause: timedelta = timedelta(days=1)) -> int:
         """Crawl all shops to their verdicts, and let some time pass; returns the crawl's number."""
         source = source_named("tmapi")
-        options = source.options({}, SETTINGS)
+        options = source.options({"page_size": str(self.market.page_size)}, SETTINGS)
         async with self.engine.begin() as connection:
             requests = [ShopRequest("tmapi", key, options) for key in self.market.goods]
             submitted = await submit_crawl(connection, requests, now=self._tick(), settings=SETTINGS)
