@@ -196,7 +196,7 @@ async def _find_shop(connection: AsyncConnection, key: str, source: str | None) 
 
 def closest(wanted: str, known: Sequence[str]) -> list[str]:
     """Up to HINTED of the known keys that look like the wanted one: first those that contain it."""
-    containing = sorted((key for key in known if wanted and wanted in key), key=len)[:HINTED]
+    containing = sorted((key for key in known if wanted and wanted in key), key=lambda key: (len(key), key))[:HINTED]
     return list(dict.fromkeys([*containing, *get_close_matches(wanted, known, HINTED)]))[:HINTED]
 
 

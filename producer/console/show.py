@@ -88,7 +88,7 @@ def _trend(counts: Sequence[int]) -> Text:
 
 
 def _crawls(crawls: Sequence[ShopCrawl], *, wide: bool) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), expand=wide)
+    table = Table(box=None, header_style="dim", padding=(0, 2 if wide else 1, 0, 0), expand=wide)
     table.add_column("crawl", justify="right", no_wrap=True)
     table.add_column("ended (UTC)", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
@@ -103,7 +103,7 @@ def _crawls(crawls: Sequence[ShopCrawl], *, wide: bool) -> Table:
 
 
 def _crawl_cells(each: ShopCrawl) -> list[str | Text]:
-    total = "" if each.total is None else f"/{number(each.total)}"
+    total = "" if each.total in {None, each.distinct} else f"/{number(each.total or 0)}"
     events = [number(count) if count else Text("–", "bright_black") for count in (each.new, each.changed, each.gone)]
     items = f"{number(each.distinct)}{total}"
     return [str(each.crawl), f"{each.settled_at:{TIME}}", _verdict(each), items, *events, number(each.calls)]
@@ -112,7 +112,7 @@ def _crawl_cells(each: ShopCrawl) -> list[str | Text]:
 def _verdict(each: ShopCrawl) -> Text:
     verdict = each.verdict or "none"
     text = Text(verdict, VERDICT_STYLES.get(verdict, "yellow"))
-    return text if each.whole else text.append(" (new)" if each.mode == NEW else " (part)", "dim")
+    return text if each.whole else text.append(" new" if each.mode == NEW else " part", "dim")
 
 
 def _reasons(crawls: Sequence[ShopCrawl]) -> list[RenderableType]:
