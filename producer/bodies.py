@@ -1,6 +1,6 @@
 """Reads archived page bodies back in the order in which they were fetched, each with the page it answers."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,15 +16,15 @@ from models.feed import lowest
 from models.messages import PageTask
 from models.status import latest_crawl_id
 from models.tables import crawl, page, page_body, shop, shop_crawl
-from producer.dispatch import _windows, from_this_end
+from producer.dispatch import ShopFacts, Window, page_task, slice_options
 
 BATCH = 64
 """Bodies read at a time: what bounds the memory."""
 
 _AFTER = (page_body.c.fetched_at.type, page_body.c.page_id.type)
+_PAGE = ("id", "state", "slice", "number", "page_no", "fence", "priority", "tries", "shop_crawl_id")
 _COLUMNS = (
-    *(page_body.c.page_id, page_body.c.fetched_at, BODY.label("body")),
-    *(page.c.state, page.c.slice, page.c.number, page.c.page_no, page.c.fence, page.c.priority, page.c.shop_crawl_id),
+    *(page_body.c.fetched_at, BODY.label("body"), *(page.c[name] for name in _PAGE)),
     *(shop_crawl.c.crawl_id, shop_crawl.c.shop_id, shop_crawl.c.options, shop.c.source, shop.c.key),
 )
 
@@ -90,16 +90,16 @@ async def read_bodies(engine: AsyncEngine, scope: Scope) -> AsyncIterator[list[B
     while True:
         following = query
         if rows:
-            place = sa.tuple_(rows[-1].fetched_at, rows[-1].page_id, types=_AFTER)
+            place = sa.tuple_(rows[-1].fetched_at, rows[-1].id, types=_AFTER)
             following = query.where(
                 page_body.c.fetched_at >= rows[-1].fetched_at,
                 sa.tuple_(page_body.c.fetched_at, page_body.c.page_id) > place,
             )
         async with reader(engine).connect() as connection:
             rows = (await connection.execute(following)).all()
-            windows = await _windows(connection, {(row.shop_crawl_id, row.slice) for row in rows if row.slice})
+            slices = await slice_options(connection, {(row.shop_crawl_id, row.slice) for row in rows if row.slice})
         if rows:
-            yield [_body(row, windows) for row in rows]
+            yield [_body(row, slices) for row in rows]
         if len(rows) < BATCH:
             return
 
@@ -125,21 +125,6 @@ def _wanted(scope: Scope) -> list[sa.ColumnElement[bool]]:
     return wanted
 
 
-def _body(row: sa.Row[Any], windows: dict[tuple[int, int], dict[str, Any]]) -> Body:
-    number = row.number if row.page_no is None else row.page_no
-    options = row.options
-    if row.slice:
-        options = from_this_end(options, number) | windows[row.shop_crawl_id, row.slice]
-    task = PageTask(
-        source=row.source,
-        shop=row.key,
-        page=abs(number),
-        page_id=row.page_id,
-        fence=row.fence,
-        shop_id=row.shop_id,
-        shop_crawl_id=row.shop_crawl_id,
-        crawl_id=row.crawl_id,
-        priority=row.priority,
-        options=options,
-    )
-    return Body(task, row.state, row.fetched_at, row.body)
+def _body(row: sa.Row[Any], slices: Mapping[Window, dict[str, Any]]) -> Body:
+    facts = ShopFacts(row.crawl_id, row.shop_id, row.source, row.key, row.options)
+    return Body(page_task(row, facts, slices), row.state, row.fetched_at, row.body)

@@ -90,8 +90,8 @@ class Dispatcher:
             for source, share in fair_shares(left, hungry, self._turn).items():
                 rows = await self._mark_fairly(connection, source, share, now)
                 await self._learn_shops(connection, {row.shop_crawl_id for row in rows})
-                windows = await _windows(connection, {(row.shop_crawl_id, row.slice) for row in rows if row.slice})
-                found = [self._task(row, credential, windows) for row in rows]
+                windows = await slice_options(connection, {(row.shop_crawl_id, row.slice) for row in rows if row.slice})
+                found = [page_task(row, self._shops[row.shop_crawl_id], windows, credential) for row in rows]
                 tasks += await self._reserve(connection, found, now)
                 left -= len(rows)
                 if len(rows) < share:
@@ -161,27 +161,6 @@ class Dispatcher:
         await query_rows(connection, f"{sql}, sent_at = NULL FROM {{r}} WHERE page.id = r.id", columns, rows)
         return [task for task, refused in zip(tasks, forbidden, strict=True) if refused is None]
 
-    def _task(self, row: sa.Row[Any], credential: str | None, windows: Mapping[Window, dict[str, Any]]) -> PageTask:
-        facts = self._shops[row.shop_crawl_id]
-        number = row.number if row.page_no is None else row.page_no
-        options = facts.options
-        if row.slice:
-            options = from_this_end(options, number) | windows[row.shop_crawl_id, row.slice]
-        return PageTask(
-            source=facts.source,
-            shop=facts.shop,
-            page=abs(number),
-            page_id=row.id,
-            fence=row.fence,
-            shop_id=facts.shop_id,
-            shop_crawl_id=row.shop_crawl_id,
-            crawl_id=facts.crawl_id,
-            priority=row.priority,
-            tries=row.tries,
-            credential=credential,
-            options=options,
-        )
-
     async def _learn_shops(self, connection: AsyncConnection, ids: set[int]) -> None:
         unknown = ids - self._shops.keys()
         if unknown:
@@ -206,7 +185,31 @@ class Dispatcher:
                 del self._shops[oldest]
 
 
-async def _windows(connection: AsyncConnection, wanted: Collection[Window]) -> dict[Window, dict[str, Any]]:
+def page_task(
+    row: sa.Row[Any], facts: ShopFacts, slices: Mapping[Window, dict[str, Any]], credential: str | None = None
+) -> PageTask:
+    """The message for a row of the page table; `slices` are the options of its shop's slices."""
+    number = row.number if row.page_no is None else row.page_no
+    options = facts.options
+    if row.slice:
+        options = from_this_end(options, number) | slices[row.shop_crawl_id, row.slice]
+    return PageTask(
+        source=facts.source,
+        shop=facts.shop,
+        page=abs(number),
+        page_id=row.id,
+        fence=row.fence,
+        shop_id=facts.shop_id,
+        shop_crawl_id=row.shop_crawl_id,
+        crawl_id=facts.crawl_id,
+        priority=row.priority,
+        tries=row.tries,
+        credential=credential,
+        options=options,
+    )
+
+
+async def slice_options(connection: AsyncConnection, wanted: Collection[Window]) -> dict[Window, dict[str, Any]]:
     """What a call says about its part of the listing: see `Source.request`."""
     t = slice_.c
     given = [t.start_at, t.end_at, t.cid, t.price_start, t.price_end, t.page_size]
