@@ -59,7 +59,7 @@ async def test_recrawl_overtakes_a_running_crawl_however_it_is_asked_for(fleet: 
     first, second = [key for key in fleet.simulator.control("GET", "shops") if key != SMALL][:2]
     await fleet.until_done(150)
     asked = fleet.run("recrawl", first, "--no-follow", "--json")
-    assert json.loads(asked.stdout) == {"crawl_id": 2, "resumed": False, "shops": 1, "pending": 0}
+    assert json.loads(asked.stdout) == {"crawl_id": 2, "resumed": False, "shops": 1, "pending": 0, "fresh": 0}
     ask_by_celery(redis_url, second)
     for key in (first, second):
         await until_recrawled(fleet, key)
