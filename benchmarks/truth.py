@@ -66,13 +66,14 @@ def _shown(counts: Counter[str]) -> str:
 def figures(seen: Witness) -> list[Figure]:
     """Events expected, found, missed, false and misdated by kind; then what else must be right or is worth knowing."""
     found = seen.accounts
-    overlooked = seen.overlooked
+    overlooked, late = seen.overlooked, seen.prompt
     complete = sum(verdict == "complete" for verdict in seen.story.verdicts.values())
     return [
         *(figure for kind, account in found.items() for figure in _of_kind(kind, account)),
         Figure("answers lost or kept twice", len(seen.lost), "", 0, at_least=False),
         Figure("items with a wrong price history", len(seen.wrong_histories), "", 0, at_least=False),
         Figure("items wrongly counted as gone, or not", len(seen.wrong_states), "", 0, at_least=False),
+        Figure("gone: share found by the first crawl that could", 1 - len(late.missed) / max(1, late.expected), ""),
         Figure("gone that came back unseen by then", len(seen.unlucky), ""),
         Figure("share of crawls of a shop that are complete", complete / len(seen.story.verdicts), ""),
         Figure("complete crawls of a shop that overlooked", len(overlooked), ""),

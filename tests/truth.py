@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 SLACK = 2
-"""Complete crawls beyond the needed ones in which an item has to be off sale until it must have been found gone."""
+"""Complete crawls that an honest reader may take longer than needed: not every absence is proved by every crawl."""
 
 Key = tuple[str, str]
 """(shop, item id)"""
@@ -80,7 +80,9 @@ class Account:
 class Story:
     """Everything that happened to a market and its reader.
 
-    `goods` are all items that were ever on sale, `verdicts` the reader's own, by shop and crawl.
+    `goods` are all items that were ever on sale, `verdicts` the reader's own, by shop and crawl. An item counts as gone
+    after `gone_after` complete crawls without it, and at the latest after `slack` more all through which it was off
+    sale.
     """
 
     goods: Sequence[Key]
@@ -88,6 +90,7 @@ class Story:
     moves: Sequence[Move]
     verdicts: dict[tuple[str, int], str]
     gone_after: int = 2
+    slack: int = SLACK
 
     @cached_property
     def deliveries(self) -> dict[Key, list[Delivery]]:
@@ -201,7 +204,7 @@ class Story:
 
     def _deadline(self, key: Key, without: Sequence[int]) -> int | None:
         """The crawl by which the item must have been found gone, if it was off sale all through enough of them."""
-        needed = self.gone_after + SLACK
+        needed = self.gone_after + self.slack
         for place in range(len(without) - needed + 1):
             first, last = without[place], without[place + needed - 1]
             if self.states(key, self.windows[key[0], first][0], self.windows[key[0], last][1]) == {False}:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
@@ -57,6 +57,12 @@ class Witness:
         return self.story.overlooked()
 
     @property
+    def prompt(self) -> Account:
+        """Gone items again, as if each had to be found gone by the very first crawl that could."""
+        gone = [event for event in self.events if event.kind == "gone"]
+        return replace(self.story, slack=0).judge_gone(gone)
+
+    @property
     def unlucky(self) -> list[Event]:
         """Items found gone that had come back unseen."""
         return self.story.unlucky([event for event in self.events if event.kind == "gone"])
@@ -87,11 +93,12 @@ async def witness(database_url: str, simulator: SimulatorProcess, *, gone_after:
 
 
 async def _archived(connection: AsyncConnection) -> Any:
-    """(number in the journal, crawl, when it was had) of every answer that was kept."""
+    """(number in the journal, crawl, when it was had) of every answer that was understood."""
     query = (
         sa.select(page_body.c.body, shop_crawl.c.crawl_id, page.c.finished_at)
         .join(page, page.c.id == page_body.c.page_id)
         .join(shop_crawl, shop_crawl.c.id == page.c.shop_crawl_id)
+        .where(page.c.state == "done")
     )
     for row in await connection.execute(query):
         yield int(json.loads(zstd.decompress(row.body))["request_id"]), row.crawl_id, row.finished_at
