@@ -234,7 +234,9 @@ def test_no_follow_only_asks_and_headerless_input_names_one_shop_per_line(tmp_pa
     assert json.loads(done.out) == {"crawl_id": 1, "resumed": False, "shops": 2, "pending": 0, "fresh": 0}
     assert json.loads(run_here(tmp_path, "status", "--json", env=env).out)["pages"]["ready"] == 2
     again = run_here(tmp_path, "crawl", "-", "--no-follow", "--json", env=env, stdin=b"shop\nb2b-1\njane\n")
-    assert json.loads(again.out) == {"crawl_id": 1, "resumed": True, "shops": 2, "pending": 0, "fresh": 0}, "the same crawl"
+    assert json.loads(again.out) == {"crawl_id": 1, "resumed": True, "shops": 2, "pending": 0, "fresh": 0}, (
+        "the same crawl"
+    )
     assert not (tmp_path / "redis").exists()
 
 
