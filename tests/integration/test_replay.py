@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.compression import zstd
+from models.ledger import PageResult, with_page
 from models.messages import PageTask
 from models.source import FetchedPage, HttpResponse, source_named
 from models.tables import (
@@ -30,8 +32,10 @@ from producer import bodies, replay
 from producer.bodies import Scope
 from producer.replay import Replay, Replayed
 from tests.history import all_rows
+from tests.integration.test_slices import Platform
 from tests.ledger import engine_for, rows
 from tests.market import SETTINGS, START, Crawler, Market
+from tests.windows_server import Seller
 
 EVERYTHING = Scope()
 
@@ -225,3 +229,41 @@ async def test_shop_crawls_are_counted_in_their_order_however_few_are_read_at_on
     monkeypatch.setattr(replay, "SETTLED_AT_ONCE", 2)
     await run(small)
     assert await all_rows(small) == before
+
+
+class Sellers(Platform):
+    """Sellers read by windows of time, whose answers are archived; an edited row has another price."""
+
+    def answer(self, task: PageTask, state: str = "done") -> PageResult:
+        result = super().answer(task, state)
+        if result.page is None:
+            return result
+        known, listed = self.sellers[task.shop].rows, []
+        for sighting in result.page.sightings:
+            row = known.get(int(sighting.item_id.rpartition("-")[2]))
+            listed.append(
+                {"num_iid": sighting.item_id, "nick": task.shop, "price": f"{row.second % 97 if row else 0}.50"}
+            )
+        body = json.dumps({"items": {"item": listed}, "total_results": result.page.total}).encode()
+        result.body = zstd.compress(body, 1)
+        return with_page(result, source_named("top").decode(HttpResponse(200, {}, body), task, result.at))
+
+
+async def test_windows_of_time_are_replayed_with_what_their_crawls_missed(engine: AsyncEngine) -> None:
+    seller = Seller(20, 200, Random(3))
+    seller.stock(Random(4).randrange(10_000) for _ in range(260))
+    platform = Sellers(engine, seller=seller)
+    for _ in range(4):
+        status = await platform.run(await platform.submit("seller"))
+        assert status.verdicts.complete == 1
+        platform.now += timedelta(days=1)
+        platform.tick()
+        for row in Random(len(seller.gone)).sample(sorted(seller.rows), 12):
+            seller.remove(row) if row % 3 else seller.edit(row)
+    before = await all_rows(engine)
+    assert {"gone", "price"} <= {row[2] for row in before["change"]}
+    assert (await run(engine)).differences == 0
+    assert await all_rows(engine) == before
+    await empty(engine)
+    await run(engine)
+    assert await all_rows(engine) == before
