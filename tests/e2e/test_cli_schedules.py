@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,3 +109,23 @@ def test_a_refresh_crawls_old_shops_once_and_says_when_none_is_old(tmp_path: Pat
         assert told.code == 0
         assert "nothing to do: none of the 2 shops is due for a refresh" in told.err
         assert sum(simulator.calls()["outcomes"].values()) == calls
+
+
+def test_only_pages_with_something_new_are_read(tmp_path: Path) -> None:
+    with SimulatorProcess(shops=0, token=TOKEN, extra={"one": 200}) as simulator:
+        env = {"data_dir": tmp_path / "data", "tmapi_tokens": TOKEN, "tmapi_base_url": simulator.url}
+
+        def crawl(*arguments: str) -> tuple[dict[str, Any], int]:
+            simulator.control("POST", "reset")
+            done = run_here(tmp_path, *arguments, "--quiet", "--json", env=env, stdin=b"one\n")
+            assert done.code == 0, done.err
+            return json.loads(done.out), simulator.calls()["outcomes"]["200"]
+
+        first, calls = crawl("crawl", "-", "--mode", "new")
+        assert (first["items"]["new"], calls >= 10) == (200, True), "nothing was known yet"
+        simulator.script({"shop": "one", "change": {"appear": 25}})
+        second, calls = crawl("crawl", "-", "--mode", "new")
+        assert (second["items"]["new"], calls) == (25, 3)
+        third, calls = crawl("recrawl", "one", "--mode", "new")
+        assert (third["items"]["new"], calls) == (0, 1)
+        assert third["verdicts"]["complete"] == 1
