@@ -15,8 +15,8 @@ from producer.console.plot import sparkline
 from producer.console.text import VERDICT_STYLES, joined, number, plain
 
 CRAWLS_SHOWN = 12
-WIDE = 140
-"""Columns from which on the reasons of verdicts stand beside them."""
+ROOMY, WIDE = 100, 140
+"""Columns from which on there is room between figures, and for the reasons of verdicts beside them."""
 TRUSTED = (*HAPPY, "suspect")
 """Verdicts of crawls that read all that they were shown."""
 TIME = "%Y-%m-%d %H:%M"
@@ -28,7 +28,7 @@ def print_shop(console: Console, profile: ShopProfile) -> None:
     parts: list[RenderableType] = [_title(profile), "", _facts(profile)]
     if profile.crawls:
         wide = console.width >= WIDE
-        parts += ["", _crawls(profile.crawls[:CRAWLS_SHOWN], wide=wide)]
+        parts += ["", _crawls(profile.crawls[:CRAWLS_SHOWN], console.width)]
         parts += [] if wide else _reasons(profile.crawls[:CRAWLS_SHOWN])
     else:
         parts += ["", Text("no crawl of it has ended yet", "dim")]
@@ -87,8 +87,9 @@ def _trend(counts: Sequence[int]) -> Text:
     return Text.assemble((sparkline(counts, 40), "cyan"), f"  {between} in {len(counts)} whole crawls")
 
 
-def _crawls(crawls: Sequence[ShopCrawl], *, wide: bool) -> Table:
-    table = Table(box=None, header_style="dim", padding=(0, 2 if wide else 1, 0, 0), expand=wide)
+def _crawls(crawls: Sequence[ShopCrawl], width: int) -> Table:
+    wide, gap = width >= WIDE, 2 if width >= ROOMY else 1
+    table = Table(box=None, header_style="dim", padding=(0, gap, 0, 0), expand=wide)
     table.add_column("crawl", justify="right", no_wrap=True)
     table.add_column("ended (UTC)", no_wrap=True)
     table.add_column("verdict", no_wrap=True)

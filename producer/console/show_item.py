@@ -88,8 +88,10 @@ def _sales(series: Sequence[Sales]) -> Text:
     if not series:
         return Text()
     sold = [each.figures["sold_30d"] for each in reversed(series) if each.figures["sold_30d"] is not None]
-    moved = Text(sparkline(sold, 30), "cyan") if len(sold) > 1 else Text()
-    return joined([*(_named(series[0].figures, name) for name in FIGURES), moved])
+    parts = {name: Text(_named(series[0].figures, name)) for name in FIGURES}
+    if len(sold) > 1:
+        parts["sold_30d"].append(f" {sparkline(sold, 30)}", "cyan")
+    return joined(list(parts.values()))
 
 
 def _prices(profile: ItemProfile, width: int) -> list[RenderableType]:

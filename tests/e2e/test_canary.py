@@ -50,6 +50,8 @@ COMMANDS = (
     "session list --json",
     "export items",
     "export items --format csv",
+    "export verdicts",
+    "show sound",
     "status",
     "status 1",
     "status --json",

@@ -152,7 +152,7 @@ def test_an_items_page_tells_what_it_is_and_what_became_of_it() -> None:
     assert "new 2026-05-01 12:00 · gone 2026-05-04 12:00 · back 2026-05-05 12:00" in text
     assert line_with(text, "prices").split() == ["prices", "price", "3.5"]
     assert "930 件" in text and "女装 › 连衣裙" in text
-    assert "sold 30d 20 · ▁█" in text
+    assert "sold 30d 20 ▁█" in text
     assert "gone since 2026-05-08 12:00" in shown(replace(ITEM, gone_at=day(7)))
 
 
