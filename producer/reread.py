@@ -141,9 +141,9 @@ async def _next_step(
     if progress.second_pass == len(STEPS) or not (unseen or found.gaps):
         return None
     left = await _left(connection, row, progress, (await load(connection, [row.id]))[row.id], settings)
-    totals = await _totals(connection, row.id) if unseen else {}
+    totals, shown = await _said(connection, row.id) if unseen else ({}, {})
     size = progress.page_size or progress.asked_size
-    need = Need(max(1, progress.last_page or 0), size, unseen, found.gaps, totals)
+    need = Need(max(1, progress.last_page or 0), size, unseen, found.gaps, totals, shown)
     prices = await _prices(connection, row) if unseen and _has_bands(row) else []
     step, parts = open_step(progress.second_pass, need, left, prices)
     if not parts:
@@ -176,11 +176,12 @@ async def _left(
     return left
 
 
-async def _totals(connection: AsyncConnection, shop_crawl_id: int) -> dict[int, int | None]:
-    """What each page of the first pass said about how many items there are."""
-    query = sa.select(page.c.number, page.c.total)
+async def _said(connection: AsyncConnection, shop_crawl_id: int) -> tuple[dict[int, int | None], dict[int, int]]:
+    """How many items there are by each page of the first pass, and how many it showed."""
+    query = sa.select(page.c.number, page.c.total, page.c.rows)
     query = query.where(page.c.shop_crawl_id == shop_crawl_id, page.c.slice == 0, page.c.state == "done")
-    return {row.number: row.total for row in await connection.execute(query)}
+    rows = list(await connection.execute(query))
+    return {row.number: row.total for row in rows}, {row.number: row.rows or 0 for row in rows}
 
 
 async def _prices(connection: AsyncConnection, row: sa.Row[Any]) -> Prices:

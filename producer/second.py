@@ -1,8 +1,9 @@
 """The second pass over a shop's listing: pure decisions on which pages are worth another call, within an allowance."""
 
-# Each step is reviewed before the next one: 1 the tail, where new items come; 2 pages across the borders of two pages
-# between which the listing moved, or where known items may be missing: asked for in another size, such a page shows
-# both sides at one moment; 3 price bands, which are short listings of their own and tell how many items they have.
+# Each step is reviewed before the next one: 1 the tail, where new items come; 2 pages that showed too few rows, once
+# more, and pages across the borders of two pages between which the listing moved, or where known items may be missing:
+# asked for in another size, such a page shows both sides at one moment; 3 price bands, which are short listings of
+# their own and tell how many items they have.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -55,6 +56,8 @@ class Need:
     gaps: Sequence[Gap] = ()
     totals: Mapping[int, int | None] = field(default_factory=dict)
     """What each page of the first pass said, by its number."""
+    rows: Mapping[int, int] = field(default_factory=dict)
+    """How many items each of them showed."""
 
     @property
     def tail(self) -> bool:
@@ -72,7 +75,7 @@ def open_step(begun: int, need: Need, left: int, prices: Prices) -> tuple[int, l
 
     `left` calls may be made; without `prices` there are no bands.
     """
-    steps = [lambda: _tail(need), lambda: _across(need, left), lambda: _bands(need, left, prices)]
+    steps = [lambda: _tail(need), lambda: _changed(need, left), lambda: _bands(need, left, prices)]
     for number in range(begun, len(steps)):
         parts = steps[number]() if left > 0 else []
         if parts:
@@ -84,15 +87,24 @@ def _tail(need: Need) -> list[Part]:
     return [Part(0, TAIL, cursor=need.last_page)] if need.tail else []
 
 
-def _across(need: Need, left: int) -> list[Part]:
-    """Pages across the borders behind which most is missing, the last one first."""
-    worth = borders(need)
-    best = sorted(worth, key=lambda border: (-worth[border], -border))[:left]
+def _changed(need: Need, left: int) -> list[Part]:
+    """Where most is missing, the last one first: pages that fell short, and pages across borders."""
+    worth = [(missing, number, True) for number, missing in short_pages(need).items()]
+    worth += [(missing, border, False) for border, missing in borders(need).items()]
+    best = sorted(worth, reverse=True)[:left]
     parts = []
-    for border in sorted(best, reverse=True):
-        page, size = across(border, need.page_size)
+    for _, number, is_short in sorted(best, key=lambda place: place[1:], reverse=True):
+        page, size = (number, None) if is_short else across(number, need.page_size)
         parts.append(Part(0, SEAM, cursor=page, page_size=size))
     return parts
+
+
+def short_pages(need: Need) -> dict[int, int]:
+    """Pages before the last one that showed fewer rows than a full page has, by number, and how many fewer."""
+    if not need.unseen:
+        return {}
+    inside = {number: rows for number, rows in need.rows.items() if number < need.last_page}
+    return {number: need.page_size - rows for number, rows in inside.items() if rows < need.page_size}
 
 
 def borders(need: Need) -> dict[int, int]:

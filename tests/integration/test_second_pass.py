@@ -90,6 +90,20 @@ async def test_a_tail_that_grew_is_read_and_the_shop_called_drifted(engine: Asyn
     assert [(row.kind, row.calls, row.state) for row in await rows(engine, slice_)] == [("tail", 3, "done")]
 
 
+async def test_a_page_that_fell_short_once_is_read_once_more_and_the_shop_called_drifted(engine: AsyncEngine) -> None:
+    goods = Goods(list(range(200)))
+
+    def short_once(task: PageTask, shown: list[int], total: int) -> tuple[list[int], int]:
+        return (shown[:7] if goods.asked.count((5, SIZE, False)) == 0 and task.page == 5 else shown, total)
+
+    goods.faults = short_once
+    market = Market(engine, shop=goods)
+    await market.crawl()
+    settled = await market.settled()
+    assert (settled.verdict, settled.distinct_items, settled.first_distinct) == ("drifted", 200, 187)
+    assert settled.reason.endswith("a second pass of 2 calls found 13 more")
+
+
 async def test_price_bands_find_what_the_listing_leaves_out(engine: AsyncEngine) -> None:
     hidden = {31, 131}
 

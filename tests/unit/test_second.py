@@ -64,6 +64,16 @@ def test_the_borders_that_hide_most_are_looked_across_from_the_last_to_the_first
     assert [120 in spans[0], 60 in spans[1]] == [True, True]
 
 
+def test_pages_that_showed_too_few_rows_are_read_once_more() -> None:
+    wanted = Need(5, 20, unseen=20, rows={1: 20, 2: 20, 3: 7, 4: 13, 5: 3})
+    step, parts = open_step(1, wanted, 5, PRICES)
+    assert (step, [(part.kind, part.cursor, part.page_size) for part in parts]) == (
+        2,
+        [(SEAM, 4, None), (SEAM, 3, None)],
+    )
+    assert [part.cursor for part in open_step(1, wanted, 1, PRICES)[1]] == [3], "the one that lacks most"
+
+
 def test_bands_touch_each_other_and_are_open_at_both_ends() -> None:
     _, parts = open_step(2, need(unseen=4), 8, [(Decimal("0.005"), 3), *PRICES])
     assert (parts[0].price_start, parts[-1].price_end) == (None, None)
