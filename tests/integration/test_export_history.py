@@ -199,7 +199,7 @@ async def _peak(engine: AsyncEngine, dataset: Dataset, format: str, shop: str) -
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("format", ["jsonl", "csv", "parquet"])
+@pytest.mark.parametrize("format", ["jsonl", "parquet"])
 async def test_ten_times_the_rows_take_no_more_memory(
     engine: AsyncEngine, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -120,9 +120,14 @@ def chosen(found: Any, sign: str, value: Any) -> bool:
 
 
 SHAPES: dict[tuple[str, str, str], list[str]] = {}
+"""The statements of a condition, by database, column and operator."""
+EVERY: dict[str, list[dict[str, Any]]] = {}
+"""All rows, by database."""
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@example(asked=("price", "<", Decimal("9.5000001")))
+@example(asked=("created_time", ">", WHOLE))
 @given(asked=conditions())
 async def test_every_condition_chooses_what_a_plain_filter_chooses_and_is_sent_as_a_parameter(
     engine: AsyncEngine, asked: tuple[str, str, Any]

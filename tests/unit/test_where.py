@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import UsageError
+from models.tables import item
 from producer.datasets import DATASETS, ITEMS
-from producer.where import Condition, operators, parse_condition
+from producer.where import Condition, clause, operators, parse_condition
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 
@@ -89,6 +90,11 @@ def test_any_text_is_a_condition_that_can_be_asked_or_a_line_that_says_why_not(t
             assert "\n" not in str(error)
             continue
         assert condition.operator in operators(dataset.fields[condition.column])
+
+
+def test_text_is_compared_by_bytes_whatever_the_databases_locale() -> None:
+    asked = clause(Condition("title", "<", "a"), item.c.title, "postgresql")
+    assert str(asked) == 'item.title COLLATE "C" < :param_1'
 
 
 @pytest.mark.parametrize(
