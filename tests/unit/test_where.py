@@ -94,7 +94,7 @@ def test_any_text_is_a_condition_that_can_be_asked_or_a_line_that_says_why_not(t
 
 def test_text_is_compared_by_bytes_whatever_the_databases_locale() -> None:
     asked = clause(Condition("title", "<", "a"), item.c.title, "postgresql")
-    assert str(asked) == 'item.title COLLATE "C" < :param_1'
+    assert str(asked) == '(item.title COLLATE "C") < :param_1'
 
 
 @pytest.mark.parametrize(
