@@ -110,7 +110,7 @@ def fact(rows: int = 20, total: int | None = 60, state: str = "done") -> PageFac
         pytest.param(Part(1, TAIL, cursor=3), fact(state="dead"), 5, None, id="it was not had"),
         pytest.param(Part(1, TAIL, cursor=3), fact(state="refused"), 5, None, id="it was refused"),
         pytest.param(Part(1, BAND, price_end="2.00"), fact(20, 24), 5, 2, id="a band promises more"),
-        pytest.param(Part(1, BAND, price_end="2.00"), fact(20, 20), 5, None, id="a band of known items"),
+        pytest.param(Part(1, BAND, price_end="9.00"), fact(20, 40), 5, None, id="a band of known items, two pages"),
         pytest.param(Part(1, BAND, price_start="2.00", price_end="5.00"), fact(20, 19), 5, None, id="fewer than known"),
     ],
 )
