@@ -21,7 +21,7 @@ from tests.history import all_rows, differing
 from tests.market import SETTINGS, Crawler, Market
 
 NAME = "replay"
-SHOPS, PAGES, CRAWLS = 50, 20, 5
+SHOPS, PAGES, CRAWLS = 52, 20, 5
 PAGE_SIZE = 20
 MOST_GROWTH = 20.0
 

@@ -4,17 +4,20 @@ import random
 from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.crawls import shop_ids
-from models.items import Sighting, sighting_of
+from models.items import Sighting, sighting_of, sightings_of
 from models.past import correct
+from models.sheets import Sheet
 from models.source import Item
-from models.store import observe
-from models.tables import change, item_seen, item_version, outbox, shop, subscription
+from models.store import PageSeen, observe, observe_pages
+from models.tables import change, item, item_seen, item_version, outbox, shop, subscription
 from tests.history import all_rows
 from tests.ledger import START, engine_for, requests
 
@@ -152,3 +155,42 @@ async def test_a_corrected_change_keeps_its_place_in_the_outbox_and_a_false_one_
         kinds = {row.kind: row.id for row in await connection.execute(sa.select(change))}
     assert due == {waiting["price"]}
     assert kinds == {"new": waiting["new"], "price": waiting["price"]}
+
+
+async def price_of(engine: AsyncEngine) -> Any:
+    async with engine.connect() as connection:
+        return await connection.scalar(sa.select(item.c.price))
+
+
+async def see_page(engine: AsyncEngine, tick: int, raw: Raw) -> None:
+    """A page that shows one item."""
+    seen, digest = sightings_of([decoded(raw, True)], shop_id=1, shop_crawl_id=100 + tick, seen_at=at(tick))
+    async with engine.begin() as connection:
+        await observe_pages(connection, [PageSeen(seen, Sheet(1, digest, at(tick), 100 + tick))])
+
+
+@pytest.mark.parametrize("paged", [False, True])
+async def test_what_was_corrected_is_compared_when_it_is_seen_next(engine: AsyncEngine, paged: bool) -> None:
+    raw = (1, 4, 0, None)
+    for tick in (0, 1):
+        await (see_page(engine, tick, raw) if paged else see(engine, sightings([raw] * 2, 1, old=True)[tick:][:1]))
+    (other,) = sightings([(1, 6, 0, None)], 1, old=True)
+    assert await see_again(engine, [other]) == [other]
+    assert await price_of(engine) == Decimal("1.5")
+    await (see_page(engine, 2, raw) if paged else see(engine, sightings([raw] * 3, 1, old=True)[2:]))
+    assert await price_of(engine) == 1
+    async with engine.connect() as connection:
+        (version,) = await connection.execute(sa.select(item_version))
+    assert (version.price, version.valid_from, version.valid_to) == (Decimal("1.5"), at(0), at(2))
+
+
+async def test_the_newest_sighting_read_again_tells_what_is_not_tracked_too(engine: AsyncEngine) -> None:
+    raw = [(1, 4, 0, None)] * 2
+    await see(engine, sightings(raw, 1, old=True))
+    for tick, told in ((0, None), (1, "SALE")):
+        better = msgspec.structs.replace(decoded(raw[tick], True), type="SALE")
+        again = sighting_of(better, shop_id=1, shop_crawl_id=100 + tick, seen_at=at(tick))
+        assert bool(await see_again(engine, [again])) == (told is not None)
+        async with engine.connect() as connection:
+            assert await connection.scalar(sa.select(item.c.type)) == told
+    assert await see_again(engine, [again]) == []
