@@ -26,7 +26,8 @@ COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
 }
 _EMPTINESS = (EMPTY, NOT_EMPTY)
-_SHAPE = re.compile(r"\s*(\w+)\s*(is\s+(?:not\s+)?empty\s*$|(?:[!<>]=|[=<>~])(?![=<>~]))\s*(.*?)\s*", re.DOTALL | re.IGNORECASE)
+_OPERATOR = r"is\s+(?:not\s+)?empty\s*$|(?:[!<>]=|[=<>~])(?![=<>~])"
+_SHAPE = re.compile(rf"\s*(\w+)\s*({_OPERATOR})\s*(.*?)\s*", re.DOTALL | re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?[0-9]{1,20}(\.[0-9]{1,20})?")
 _WHOLE = re.compile(r"[-+]?[0-9]{1,18}")
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
