@@ -21,6 +21,7 @@ NAMES = (
     "limiter_urgent",
     "budget",
     "budgeted",
+    "replay",
 )
 
 
