@@ -153,7 +153,7 @@ class Source(Protocol):
     filter_names: tuple[str, ...] = ()
     """Those of them that leave out a part of the shop's items."""
     steady_sorts: Mapping[str, int] = {}
-    """Values of option `sort` under which each item keeps its place among the others; -1: in the order of 1 reversed."""
+    """Values of option `sort` under which items keep their places among the others; -1: in the order of 1 reversed."""
     needs_session: bool = False
     """Each shop is called with a session of its own, besides the credential."""
     sticky_outcomes: tuple[str, ...] = ()
