@@ -167,7 +167,10 @@ slice_ = sa.Table(
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("round", sa.Integer, nullable=False, comment="1: the listing; then what was edited meanwhile"),
     sa.Column(
-        "kind", sa.Text, nullable=False, comment="root of its round, part, check of a count; second pass: tail, seam, band"
+        "kind",
+        sa.Text,
+        nullable=False,
+        comment="root of its round, part, check of a count; second pass: tail, seam, band",
     ),
     sa.Column("state", sa.Text, nullable=False, comment="counting, paging, split, done or short"),
     sa.Column("start_at", UtcDateTime, comment="first time of change, inclusive; NULL: from the beginning"),
