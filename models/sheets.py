@@ -1,6 +1,6 @@
 """Sheets: what one page showed. While it shows exactly the same again, one row moves for all of its items."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,8 @@ WITH_SHEET = item_seen.outerjoin(sheet, sheet.c.id == item_seen.c.sheet_id)
 
 SheetKey = tuple[int, int]
 """(shop, digest)"""
+SheetPlace = tuple[int, int, datetime]
+"""(shop, digest, time)"""
 _ROW = [sheet.c[name] for name in ("shop_id", "digest", "last_seen", "shop_crawl_id")]
 _MOVE = (
     "UPDATE sheet SET last_seen = r.last_seen, shop_crawl_id = r.shop_crawl_id FROM {r}"
@@ -53,15 +55,19 @@ class Sheet(msgspec.Struct, frozen=True):
     def key(self) -> SheetKey:
         return (self.shop_id, self.digest)
 
+    @property
+    def place(self) -> SheetPlace:
+        return (self.shop_id, self.digest, self.last_seen)
+
 
 async def move(connection: AsyncConnection, pages: Sequence[Sheet]) -> dict[SheetKey, Sheet]:
     """Move the sheets of pages that show the same as when they were seen last; returns these, with their archive.
 
     Every item on such a page has in the store exactly what the page shows, and was last seen on it.
     """
-    rows = [msgspec.structs.asdict(page) for page in newest(pages).values()]
-    found = await query_rows(connection, _MOVE, _ROW, rows)
     moved = {page.key: page for page in pages}
+    rows = [msgspec.structs.asdict(moved[key]) for key in sorted(moved)]  # one order for all writers
+    found = await query_rows(connection, _MOVE, _ROW, rows)
     return {
         (row.shop_id, row.digest): msgspec.structs.replace(
             moved[row.shop_id, row.digest], body_digest=row.body_digest, body_page_id=row.body_page_id
@@ -70,17 +76,15 @@ async def move(connection: AsyncConnection, pages: Sequence[Sheet]) -> dict[Shee
     }
 
 
-async def begin(connection: AsyncConnection, pages: Sequence[Sheet]) -> dict[SheetKey, int]:
+async def begin(connection: AsyncConnection, pages: Sequence[Sheet]) -> dict[SheetPlace, int]:
     """Make sheets for pages that show something else; the ids are to be given to all items on them."""
-    rows = [msgspec.structs.asdict(page) for page in newest(pages).values()]
-    made = await insert_rows(connection, sheet, rows, returning="id, shop_id, digest")
-    return {(row.shop_id, row.digest): row.id for row in made}
+    rows = [msgspec.structs.asdict(page) for page in {page.place: page for page in pages}.values()]
+    made = await insert_rows(connection, sheet, rows, returning="id, shop_id, digest, last_seen")
+    return {(row.shop_id, row.digest, _time(row.last_seen)): row.id for row in made}
 
 
-def newest(pages: Sequence[Sheet]) -> Mapping[SheetKey, Sheet]:
-    """The newest of pages that show the same, in an order that all writers share."""
-    found = {page.key: page for page in sorted(pages, key=lambda page: page.last_seen)}
-    return dict(sorted(found.items()))
+def _time(value: datetime | str) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(value)
 
 
 async def loosen(connection: AsyncConnection, sheet_ids: set[int]) -> None:

@@ -82,6 +82,16 @@ class _Known(msgspec.Struct):
     """Other figures came."""
 
 
+def first_looks(pages: Iterable[PageSeen]) -> tuple[list[PageSeen], list[PageSeen]]:
+    """Pages of which no item is on an earlier one, and the others: what was seen between must not be overtaken."""
+    first, others, seen = list[PageSeen](), list[PageSeen](), set[ItemKey]()
+    for page in sorted(pages, key=lambda page: page.sheet.last_seen):
+        keys = {sighting.key for sighting in page.sightings}
+        (first if seen.isdisjoint(keys) else others).append(page)
+        seen |= keys
+    return first, others
+
+
 async def observe_pages(
     connection: AsyncConnection, pages: Iterable[PageSeen], *, tracked: Collection[str] = TRACKED_FIELDS
 ) -> tuple[Diff, Mapping[sheets.SheetKey, sheets.Sheet]]:
@@ -89,11 +99,11 @@ async def observe_pages(
 
     Of such a page nothing is written but that it was seen.
     """
-    pages = [page for page in pages if page.sightings]
-    same = await sheets.move(connection, [page.sheet for page in pages])
-    others = [page for page in pages if page.sheet.key not in same]
+    first, others = first_looks(page for page in pages if page.sightings)
+    same = await sheets.move(connection, [page.sheet for page in first])
+    others += [page for page in first if page.sheet.key not in same]
     begun = await sheets.begin(connection, [page.sheet for page in others])
-    sheet_ids = {id(sighting): begun[page.sheet.key] for page in others for sighting in page.sightings}
+    sheet_ids = {id(sighting): begun[page.sheet.place] for page in others for sighting in page.sightings}
     diff = await observe(
         connection, [s for page in others for s in page.sightings], tracked=tracked, sheet_ids=sheet_ids
     )
