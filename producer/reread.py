@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,7 +14,7 @@ from models.crawls import new_page
 from models.settings import Settings
 from models.sheets import LAST_SEEN, WITH_SHEET
 from models.source import source_named
-from models.tables import crawl, item, item_seen, page, slice_
+from models.tables import crawl, item, item_seen, page, shop_crawl, slice_
 from producer.delist import Evidence, is_whole, look
 from producer.facts import progress_of
 from producer.plan import NEW, PageFact, Progress, Review, in_order, tally
@@ -23,6 +23,8 @@ from producer.verdict import is_suspicious
 
 COLUMNS = tuple(each.name for each in fields(Part))
 PRICES = {"price_start", "price_end"}
+# How long it is remembered that a second pass over a shop gained nothing.
+IN_VAIN = timedelta(days=7)
 
 
 @dataclass
@@ -138,6 +140,8 @@ async def _next_step(
     settings: Settings,
 ) -> _Pass | None:
     unseen = max(0, (progress.total_last or 0) - distinct)
+    if unseen and not progress.second_pass and unseen <= await _unseen_in_vain(connection, row.shop_id, now):
+        unseen = 0
     if progress.second_pass == len(STEPS) or not (unseen or found.gaps):
         return None
     left = await _left(connection, row, progress, (await load(connection, [row.id]))[row.id], settings)
@@ -153,6 +157,21 @@ async def _next_step(
     for part in parts:
         second.keep(part, now)
     return second
+
+
+async def _unseen_in_vain(connection: AsyncConnection, shop_id: int, now: datetime) -> int:
+    """Items that were counted and could not be found when the newest second pass over a shop gained nothing.
+
+    Some APIs count what they never show: whoever looks for it again pays for nothing.
+    """
+    t = shop_crawl.c
+    query = sa.select(t.total_last, t.distinct_items, t.first_distinct).where(
+        t.shop_id == shop_id, t.settled_at > now - IN_VAIN, t.first_distinct.is_not(None)
+    )
+    last = (await connection.execute(query.order_by(t.settled_at.desc()).limit(1))).one_or_none()
+    if last is None or last.distinct_items > last.first_distinct:
+        return 0
+    return max(0, int(last.total_last or 0) - int(last.distinct_items))
 
 
 def _has_bands(row: sa.Row[Any]) -> bool:
