@@ -56,7 +56,7 @@ class _State(msgspec.Struct):
     """What `item_seen` says of an item, decimals as plain text: on SQLite equal numbers must be equal texts."""
 
     item_id: str
-    tracked_hash: int
+    content_hash: int
     gmv_30d: str | None
     gmv_90d: str | None
     sold_30d: int | None

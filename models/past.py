@@ -25,7 +25,7 @@ from models.timeline import Entry, Timeline, completed, corrected
 _SEEN_BY = sa.Column("seen_by", item_seen.c.shop_crawl_id.type)
 _CURRENT = [
     *(item.c[name] for name in ("shop_id", "item_id", "first_seen", "changed_at", "shop_crawl_id", *VALUES)),
-    *(item_seen.c[name] for name in ("tracked_hash", "figures_at", *FIGURES)),
+    *(item_seen.c[name] for name in ("content_hash", "figures_at", *FIGURES)),
     *(shop.c.baseline_at, item_seen.c.last_seen, _SEEN_BY),
 ]
 _READ_CURRENT = (
@@ -77,7 +77,7 @@ class _Corrected:
     versions: Timeline
     sales: Timeline
     first_seen: datetime
-    tracked_hash: int
+    content_hash: int
     told: list[Sighting] = field(default_factory=list)
     """Those that made a difference."""
 
@@ -102,7 +102,7 @@ async def correct(
         by_item[key].append(last[key, seen_at])
     known = await _read(connection, by_item)
     found = [_told(known[key], by_item[key], tracked) for key in sorted(known)]
-    moved = [each for each in found if each.told or each.tracked_hash != each.known.row["tracked_hash"]]
+    moved = [each for each in found if each.told or each.content_hash != each.known.row["content_hash"]]
     await _write_items(connection, moved)
     await _write_versions(connection, moved)
     await _write_figures(connection, moved)
@@ -142,16 +142,16 @@ def _known(row: Mapping[str, Any]) -> _Known:
 def _told(known: _Known, late: Sequence[Sighting], tracked: Collection[str]) -> _Corrected:
     """Tell late sightings, in order of time, to what is known of their item."""
     row = known.row
-    result = _Corrected(known, known.versions, known.sales, row["first_seen"], row["tracked_hash"])
+    result = _Corrected(known, known.versions, known.sales, row["first_seen"], row["content_hash"])
     for sighting in late:
         seen = sighting.item
         entry = Entry(sighting.seen_at, sighting.shop_crawl_id, {name: getattr(seen, name) for name in VALUES})
         versions = corrected(result.versions, completed(result.versions, entry), known.newest, tracked)
         if versions[-1] != result.versions[-1]:
-            result.tracked_hash = 0  # the next sighting compares the values
+            result.content_hash = 0  # the next sighting compares the values
         if sighting.seen_at == row["last_seen"]:
             versions = _with_rest(versions, entry, tracked)
-            result.tracked_hash = msgspec.json.decode(sighting.seen, type=_Hash).tracked_hash
+            result.content_hash = msgspec.json.decode(sighting.seen, type=_Hash).content_hash
         sales = _with_figures(result.sales, sighting, known)
         first_seen = min(result.first_seen, sighting.seen_at)
         if (versions, sales, first_seen) != (result.versions, result.sales, result.first_seen):
@@ -161,7 +161,7 @@ def _told(known: _Known, late: Sequence[Sighting], tracked: Collection[str]) -> 
 
 
 class _Hash(msgspec.Struct):
-    tracked_hash: int
+    content_hash: int
 
 
 def _with_rest(versions: Timeline, seen: Entry, tracked: Collection[str]) -> Timeline:
@@ -185,7 +185,7 @@ def _with_figures(sales: Timeline, sighting: Sighting, known: _Known) -> Timelin
 
 
 _ITEM = [*(item.c[name] for name in ("shop_id", "item_id", "first_seen", "changed_at", "shop_crawl_id", *VALUES))]
-_SEEN = [item_seen.c[name] for name in ("shop_id", "item_id", "tracked_hash", "figures_at", *FIGURES)]
+_SEEN = [item_seen.c[name] for name in ("shop_id", "item_id", "content_hash", "figures_at", *FIGURES)]
 
 
 def _update(table: sa.Table, columns: Sequence[sa.Column[Any]]) -> str:
@@ -206,9 +206,9 @@ async def _write_items(connection: AsyncConnection, moved: Sequence[_Corrected])
         if is_other or each.first_seen != row["first_seen"]:
             since = {"first_seen": each.first_seen, "changed_at": now.at, "shop_crawl_id": now.shop_crawl_id}
             items.append({**key, **since, **now.values})
-        if is_other or each.sales[-1:] != each.known.sales[-1:] or each.tracked_hash != row["tracked_hash"]:
+        if is_other or each.sales[-1:] != each.known.sales[-1:] or each.content_hash != row["content_hash"]:
             figures = each.sales[-1] if each.sales else None
-            seen.append({**key, "tracked_hash": each.tracked_hash, **_figures(figures)})
+            seen.append({**key, "content_hash": each.content_hash, **_figures(figures)})
     await detach(connection, [(row["shop_id"], row["item_id"]) for row in seen])
     await query_rows(connection, _update(item, _ITEM), _ITEM, items)
     await query_rows(connection, _update(item_seen, _SEEN), _SEEN, seen)

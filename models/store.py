@@ -17,7 +17,7 @@ from models.settings import TRACKED_FIELDS
 from models.tables import item, item_sales, item_seen, item_version, shop
 
 _KEY = [item_seen.c.shop_id, item_seen.c.item_id]
-_SEEN = [*_KEY, *(item_seen.c[n] for n in ("sheet_id", "last_seen", "shop_crawl_id", "tracked_hash", *FIGURES))]
+_SEEN = [*_KEY, *(item_seen.c[n] for n in ("sheet_id", "last_seen", "shop_crawl_id", "content_hash", *FIGURES))]
 _STORED = [item.c.shop_id, item.c.item_id, *(item.c[name] for name in VALUES)]
 _VERSION = [column.name for column in item_version.c if column.name in VALUES]
 _SALES = [column.name for column in item_sales.c]
@@ -29,7 +29,7 @@ _LAST_SEEN = "COALESCE((SELECT sheet.last_seen FROM sheet WHERE sheet.id = item_
 _MOVED = " OR ".join(f"COALESCE(r.{n} <> item_seen.{n}, item_seen.{n} IS NULL AND r.{n} IS NOT NULL)" for n in FIGURES)
 _LOOK = (
     f"SELECT item_seen.shop_id, item_seen.item_id, item_seen.sheet_id, {_LAST_SEEN} >= r.last_seen AS late,"
-    " item_seen.tracked_hash = r.tracked_hash AS alike, item_seen.gone_at IS NOT NULL AS gone,"
+    " item_seen.content_hash = r.content_hash AS alike, item_seen.gone_at IS NOT NULL AS gone,"
     f" ({_MOVED}) AS moved FROM {_JOIN} ORDER BY item_seen.shop_id, item_seen.item_id"
 )
 _SOME_FIGURE = " OR ".join(f"r.{name} IS NOT NULL" for name in FIGURES)
@@ -40,7 +40,7 @@ _ADD = (
 )
 _TOUCH = (
     "UPDATE item_seen SET sheet_id = r.sheet_id, last_seen = r.last_seen, shop_crawl_id = r.shop_crawl_id,"
-    f" tracked_hash = r.tracked_hash, misses = 0, gone_at = NULL,"
+    f" content_hash = r.content_hash, misses = 0, gone_at = NULL,"
     f" figures_at = CASE WHEN {_MOVED} THEN r.last_seen ELSE item_seen.figures_at END, "
     + ", ".join(f"{name} = COALESCE(r.{name}, item_seen.{name})" for name in FIGURES)
     + f" FROM {{r}} WHERE {_OF.format('item_seen')}"

@@ -100,7 +100,7 @@ item_seen = sa.Table(
     sa.Column("sheet_id", BigId, comment="the page that showed it last: its `last_seen` and `shop_crawl_id` count"),
     sa.Column("last_seen", UtcDateTime, nullable=False, comment="of the item itself: see `sheet_id`"),
     sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it then"),
-    sa.Column("tracked_hash", sa.BigInteger, nullable=False, comment="of its values as sent; 0: compare them"),
+    sa.Column("content_hash", sa.BigInteger, nullable=False, comment="of its values as sent; 0: compare them"),
     *_figures(),
     sa.Column("figures_at", UtcDateTime, comment="when they were first seen so"),
     sa.Column("misses", sa.SmallInteger, nullable=False, server_default="0", comment="whole crawls without it so far"),

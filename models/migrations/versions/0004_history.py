@@ -90,7 +90,7 @@ def _move_what_is_seen() -> None:
         sa.Column("sheet_id", BigId, comment="the page that showed it last: its `last_seen` and `shop_crawl_id` count"),
         sa.Column("last_seen", UtcDateTime(), nullable=False, comment="of the item itself: see `sheet_id`"),
         sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw it then"),
-        sa.Column("tracked_hash", sa.BigInteger(), nullable=False, comment="of its values as sent; 0: compare them"),
+        sa.Column("content_hash", sa.BigInteger(), nullable=False, comment="of its values as sent; 0: compare them"),
         *_figures(),
         sa.Column("figures_at", UtcDateTime(), comment="when they were first seen so"),
         sa.Column(
@@ -100,7 +100,7 @@ def _move_what_is_seen() -> None:
         sa.Column("gone_at", UtcDateTime(), comment="since when it counts as gone"),
     )
     names = ", ".join(("shop_id", "item_id", "last_seen", "shop_crawl_id", *FIGURES))
-    op.execute(f"INSERT INTO item_seen ({names}, figures_at, tracked_hash) SELECT {names}, last_seen, 0 FROM item")
+    op.execute(f"INSERT INTO item_seen ({names}, figures_at, content_hash) SELECT {names}, last_seen, 0 FROM item")
     if op.get_bind().dialect.name == "sqlite":  # where equal figures have to be equal texts from now on
         for name in (name for name, kind in FIGURES.items() if kind is Money):
             op.execute(f"UPDATE item_seen SET {name} = rtrim(rtrim({name}, '0'), '.') WHERE {name} LIKE '%.%'")
