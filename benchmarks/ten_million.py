@@ -67,7 +67,7 @@ INSERT INTO item (shop_id, item_id, title, image, images, category_id, category_
     '["https://img.example.com/ibank/O1CN01wSApKHuhdSVMXeEfI_1.jpg", "https://img.example.com/ibank/O1CN01wSApKH.jpg"]',
     '1046', '["7", "1046"]', 'Cups', n, n, n, n, n, 1, false, 'SALE', 'piece', 'published', '2025-01-01',
     '2026-01-02', '2026-01-02', c.id FROM shop_crawl c, generate_series(1, {shop_items}) n ORDER BY c.shop_id, n;
-INSERT INTO item_seen (shop_id, item_id, sheet_id, last_seen, shop_crawl_id, tracked_hash, gmv_30d, sold_30d,
+INSERT INTO item_seen (shop_id, item_id, sheet_id, last_seen, shop_crawl_id, content_hash, gmv_30d, sold_30d,
     figures_at, misses)
     SELECT c.shop_id, (600000000000 + c.shop_id * 1000 + n)::text, (c.shop_id - 1) * 5 + 1 + (n - 1) / 20,
     c.settled_at, c.id, 0, n * 9, n, c.settled_at, 0

@@ -11,7 +11,7 @@ from models.sheets import LAST_SEEN, SEEN_BY, WITH_SHEET
 from models.tables import change, item, item_sales, item_seen, item_version
 
 # Numbers that the database gives and hashes, which are only hints, may differ.
-_HINTS = {"id", "tracked_hash", "rest_hash", "sheet_id"}
+_HINTS = {"id", "content_hash", "sheet_id"}
 _SEEN = [
     LAST_SEEN if column.name == "last_seen" else SEEN_BY if column.name == "shop_crawl_id" else column
     for column in item_seen.c
