@@ -11,7 +11,7 @@ from statistics import median
 
 from benchmarks.figures import Figure, report
 from models.schedules import ShopState
-from producer.schedule_rates import DAY, Bounds, Outcome, Shops, accrued, choose, learned
+from producer.schedules.rates import DAY, Bounds, Outcome, Shops, accrued, choose, learned
 
 NAME = "budgeted"
 START = datetime(2026, 3, 1, tzinfo=UTC)

@@ -15,8 +15,8 @@ from benchmarks.rig import rig
 from models.database import create_engine
 from models.settings import async_url
 from models.tables import change, item, item_sales, item_seen, item_version
-from producer.bodies import Scope, count_bodies
-from producer.replay import Replay, Replayed
+from producer.archive.bodies import Scope, count_bodies
+from producer.archive.replay import Replay, Replayed
 from tests.history import all_rows, differing
 from tests.market import SETTINGS, Crawler, Market
 

@@ -16,9 +16,9 @@ from models.feed import Entry, Wanted, check_kinds, count_changes, read_changes
 from models.settings import Settings, load_settings
 from models.tables import Json, Key, UtcDateTime
 from producer import run
-from producer.batches import shops_named
 from producer.console.changes import MOST_COUNTED, print_changes
-from producer.formats import Fields, Rows, write_rows
+from producer.exports.batches import shops_named
+from producer.exports.formats import Fields, Rows, write_rows
 
 SHOWN = 50
 MOST_SHOPS = 100

@@ -25,14 +25,17 @@ from models.settings import Settings, load_settings
 from models.source import source_named
 from models.status import VERDICTS, CrawlStatus, exit_code
 from models.vault import Vault
-from producer import changes, circuits, commands, export, limits, run, schedule_cli, sessions, subscriptions
+from producer import changes, circuits, commands, limits, run, sessions
+from producer.archive.commands import replay
+from producer.archive.drift import drift
 from producer.console.estimate import print_estimate
 from producer.costs import show_costs
-from producer.drift import drift
+from producer.exports import export
 from producer.modes import ModeName, chosen_mode, whole
-from producer.replay_cli import replay
+from producer.schedules import commands as schedule_cli
 from producer.shops import changed_options, read_shops, shop_request
 from producer.show import show
+from producer.webhooks import commands as subscriptions
 
 INTERRUPTED = 130
 DEFAULT_SOURCE = "tmapi"

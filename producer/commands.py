@@ -15,7 +15,7 @@ from models.errors import UsageError
 from models.logs import configure_logging
 from models.settings import Settings, load_settings
 from producer import run
-from producer.local import PACKAGE_ROOT, celery_command, environment
+from producer.hosting.local import PACKAGE_ROOT, celery_command, environment
 from producer.services import bring_up_to_date, make_folder, open_engine
 
 PRUNE_BATCH = 5_000

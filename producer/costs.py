@@ -62,7 +62,7 @@ def _figures(row: CostRow) -> dict[str, Any]:
 
 def as_csv(found: Costs, currency: str) -> str:
     """RFC 4180 with a header, and the total as the last row; keys that look like a formula are made harmless."""
-    from producer.formats import safe_cell  # noqa: PLC0415 (takes a moment to import)
+    from producer.exports.formats import safe_cell  # noqa: PLC0415 (takes a moment to import)
 
     names, text = KEYS[found.by], io.StringIO(newline="")
     writer = csv.writer(text)

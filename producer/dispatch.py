@@ -14,7 +14,7 @@ from models.bulk import query_rows
 from models.messages import NORMAL_PRIORITY, PageTask
 from models.settings import Settings
 from models.tables import page, shop, shop_crawl, slice_
-from producer.second import STEPS as SECOND_PASS
+from producer.planning.second import STEPS as SECOND_PASS
 
 SMALLEST_WINDOW = 100
 REMEMBERED_SHOPS = 50_000

@@ -26,7 +26,7 @@ from models.settings import Settings
 from models.source import Source, source_named, source_names
 from models.tables import session
 from models.vault import KEY_FILE, WRONG_KEY, Vault
-from producer.local import OLDEST_REDIS, find_redis
+from producer.hosting.local import OLDEST_REDIS, find_redis
 
 OLDEST_POSTGRESQL, OLDEST_SQLITE = (13,), (3, 35)
 CLOCK_TOLERANCE = 60.0  # seconds

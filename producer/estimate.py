@@ -14,7 +14,7 @@ from models.settings import Settings
 from models.source import WindowRules, source_named
 from models.tables import shop, shop_crawl
 from producer.forecast import Forecast
-from producer.windows import Reading
+from producer.planning.windows import Reading
 
 # Bounds that windows share, windows that are not full, and counts of windows that had to be split.
 WINDOW_OVERHEAD = 0.06

@@ -22,17 +22,17 @@ from models.messages import QUEUE, URGENT_QUEUE, PageTask
 from models.settings import Settings
 from models.source import source_named, source_names
 from producer import metrics, news
-from producer.deliver import LANES, Deliverer
 from producer.dispatch import Dispatcher, oldest_due, window
 from producer.enqueue import send
-from producer.hold import rest_crawls
 from producer.housekeeping import Housekeeping
 from producer.limit_memory import keep_limits
 from producer.pauses import Pause, pause
+from producer.planning.hold import rest_crawls
+from producer.planning.review import LARGEST_REVIEW, Reviewed, review
 from producer.reconcile import Suspicion, alive, delivered, overdue, send_again
-from producer.review import LARGEST_REVIEW, Reviewed, review
-from producer.schedules import Schedules
+from producer.schedules.starts import Schedules
 from producer.spending import Spending
+from producer.webhooks.deliver import LANES, Deliverer
 
 BUSY_PAUSE = 0.1
 IDLE_PAUSE = 0.5

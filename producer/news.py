@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.status import crawl_status
 from models.tables import shop, shop_crawl
-from producer.review import Reviewed
+from producer.planning.review import Reviewed
 
 logger = logging.getLogger(__name__)
 

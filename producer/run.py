@@ -31,10 +31,10 @@ from models.tables import page
 from producer.console import print_crawls, print_status, print_summary, shown_location, watch
 from producer.estimate import Estimate, counted, remembered
 from producer.forecast import forecast
-from producer.local import EmbeddedRedis, WorkerProcesses
+from producer.hosting.local import EmbeddedRedis, WorkerProcesses
+from producer.hosting.processes import FolderBusyError
 from producer.loop import Producer
 from producer.outlook import outlook, permits
-from producer.processes import FolderBusyError
 from producer.services import bring_up_to_date, explained, fleets_redis, make_folder, open_engine, require_redis
 
 EMBEDDED_LOCK = 7468

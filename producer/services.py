@@ -15,8 +15,8 @@ from models.broker import redis_url
 from models.database import create_engine, is_postgresql, require_schema, unavailable, upgrade
 from models.errors import UnavailableError, UsageError
 from models.settings import Settings
-from producer.local import EmbeddedRedis
-from producer.processes import FolderBusyError
+from producer.hosting.local import EmbeddedRedis
+from producer.hosting.processes import FolderBusyError
 
 
 def make_folder(path: Path) -> None:

@@ -16,7 +16,7 @@ from models.source import FetchedPage, Item
 from models.status import CrawlStatus, crawl_status
 from models.tables import change, item_seen, shop, shop_crawl
 from producer.dispatch import Dispatcher
-from producer.review import review
+from producer.planning.review import review
 from tests.ledger import SETTINGS, START, rows
 
 SIZE = 20

@@ -18,7 +18,7 @@ from models.settings import Settings
 from models.source import HttpResponse, source_named
 from models.tables import crawl
 from producer.dispatch import Dispatcher
-from producer.review import review
+from producer.planning.review import review
 from tests.tmapi_pages import ROW
 
 START = datetime.fromisoformat("2026-03-01T12:00:00.000001+00:00")

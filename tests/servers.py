@@ -25,7 +25,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from producer.processes import is_alive
+from producer.hosting.processes import is_alive
 
 READY_WITHIN = 60.0  # seconds; a busy machine starts a server slowly
 NOBODY = 65534

@@ -13,7 +13,7 @@ from models.database import Clock
 from models.settings import Settings, load_settings
 from models.tables import outbox, subscription
 from models.vault import new_key
-from producer.deliver import Deliverer
+from producer.webhooks.deliver import Deliverer
 from tests.changes import ids, keep, make_shops, moved
 from tests.ledger import after, engine_for, rows
 

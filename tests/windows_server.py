@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from models.source import WindowRules
 from models.windows import ROOT
-from producer.plan import Progress
-from producer.verdict import Verdict
-from producer.windows import (
+from producer.planning.plan import Progress
+from producer.planning.verdict import Verdict
+from producer.planning.windows import (
     CHECK,
     ENDED,
     Answer,

@@ -10,7 +10,7 @@ from rich.text import Text
 from producer.console.text import number, plain
 
 if TYPE_CHECKING:
-    from producer.drift import SourceDrift
+    from producer.archive.drift import SourceDrift
 
 WORDS = {"new": "new", "gone": "gone", "type": "type changed"}
 STYLES = {"new": "cyan", "gone": "red", "type": "yellow"}

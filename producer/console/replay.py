@@ -7,7 +7,7 @@ from rich.console import Console
 from producer.console.text import number, plain
 
 if TYPE_CHECKING:
-    from producer.replay import Replayed
+    from producer.archive.replay import Replayed
 
 SHOWN = 20
 

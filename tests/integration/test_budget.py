@@ -17,7 +17,7 @@ from models.messages import PageTask
 from models.settings import Settings
 from models.tables import call, crawl, daily_use, page
 from producer.dispatch import Dispatcher
-from producer.hold import rest_crawls
+from producer.planning.hold import rest_crawls
 from tests.ledger import SETTINGS, SOURCE, START, after, done, ended, engine_for, items, requests, rows
 
 PRICED = Settings(_env_file=None, tmapi_prices="0.02,417=0", tmapi_daily_calls=7)  # type: ignore[call-arg]

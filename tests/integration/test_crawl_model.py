@@ -29,8 +29,8 @@ from models.messages import PageTask
 from models.settings import async_url
 from models.tables import call, crawl, item, page, shop, shop_crawl
 from producer.dispatch import Dispatcher
+from producer.planning.review import review
 from producer.reconcile import overdue, send_again
-from producer.review import review
 from tests.ledger import (
     SETTINGS,
     SOURCE,

@@ -16,8 +16,8 @@ from models.messages import PageTask
 from models.tables import crawl, page, shop_crawl
 from producer import dispatch as dispatching
 from producer.dispatch import Dispatcher, fair_shares, oldest_due, window
+from producer.planning.review import review
 from producer.reconcile import overdue
-from producer.review import review
 from tests.ledger import (
     OPTIONS,
     SETTINGS,

@@ -19,9 +19,9 @@ from models.database import create_engine
 from models.errors import ShopcrawlError, UnavailableError, UsageError
 from models.settings import async_url
 from models.source import Item
-from producer import batches, formats
-from producer.datasets import ITEMS, Dataset
-from producer.export import Export, Selection
+from producer.exports import batches, formats
+from producer.exports.datasets import ITEMS, Dataset
+from producer.exports.export import Export, Selection
 from tests import store
 from tests.servers import free_port
 from tests.store import SEEN

@@ -17,9 +17,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.source import Item
 from models.tables import crawl, item_sales, item_version, shop_crawl
-from producer import batches, formats
-from producer.datasets import ITEMS, SALES, VERDICTS, VERSIONS, Dataset
-from producer.export import Export, Selection
+from producer.exports import batches, formats
+from producer.exports.datasets import ITEMS, SALES, VERDICTS, VERSIONS, Dataset
+from producer.exports.export import Export, Selection
 from tests.ledger import engine_for
 from tests.store import SEEN, add_rows, shop_id_of, stock
 

@@ -13,9 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.source import Item
 from models.tables import Money, UtcDateTime, item
-from producer.batches import Batches
-from producer.datasets import ITEMS
-from producer.where import operators, parse_condition
+from producer.exports.batches import Batches
+from producer.exports.datasets import ITEMS
+from producer.exports.where import operators, parse_condition
 from tests.ledger import engine_for, rows
 from tests.store import SEEN, stock
 

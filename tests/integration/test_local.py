@@ -17,16 +17,16 @@ import redis
 
 from models.errors import UnavailableError, UsageError
 from models.settings import Settings, load_settings
-from producer import guard, local, processes
-from producer.local import EmbeddedRedis, WorkerProcesses
-from producer.processes import GuardedProcess
+from producer.hosting import guard, local, processes
+from producer.hosting.local import EmbeddedRedis, WorkerProcesses
+from producer.hosting.processes import GuardedProcess
 from tests.servers import wait_until
 
 ROOT = Path(__file__).parents[2]
 HOLDER = """
 import sys, time
 from pathlib import Path
-from producer.local import EmbeddedRedis
+from producer.hosting.local import EmbeddedRedis
 with EmbeddedRedis(Path(sys.argv[1])) as server:
     print(server.redis_url, flush=True)
     time.sleep(600)
@@ -126,7 +126,7 @@ def test_what_a_guarded_command_started_is_killed_with_it(tmp_path: Path) -> Non
 def test_python_child_and_redis_die_when_their_parent_is_killed(tmp_path: Path) -> None:
     code = f"""
 import subprocess, sys, time
-from producer import guard
+from producer.hosting import guard
 from tests import servers
 redis_server = [servers.redis_binary(), "--port", str(servers.free_port()), "--save", ""]
 commands = [[sys.executable, "-c", {SLEEPER!r}], redis_server]

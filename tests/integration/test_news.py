@@ -6,7 +6,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from producer.news import tell
-from producer.review import review
+from producer.planning.review import review
 from tests.ledger import SETTINGS, after, dispatch, done, ended, engine_for, items, store, submit
 
 

@@ -13,8 +13,8 @@ from models.messages import QUEUE, URGENT_QUEUE, PageTask
 from models.tables import crawl, item, page, shop_crawl
 from producer import reconcile
 from producer.enqueue import send
+from producer.planning.review import review
 from producer.reconcile import Sending, alive, delivered, overdue, send_again, sendings
-from producer.review import review
 from tests.ledger import SETTINGS, after, dispatch, done, engine_for, items, rows, store, submit
 
 

@@ -28,9 +28,9 @@ from models.tables import (
     shop_crawl,
     subscription,
 )
-from producer import bodies, replay
-from producer.bodies import Scope
-from producer.replay import Replay, Replayed
+from producer.archive import bodies, replay
+from producer.archive.bodies import Scope
+from producer.archive.replay import Replay, Replayed
 from tests.history import all_rows
 from tests.integration.test_slices import Platform
 from tests.ledger import engine_for, rows

@@ -15,11 +15,11 @@ from models.database import Clock
 from models.messages import NORMAL_PRIORITY
 from models.schedules import add_schedule, charges, remove_schedule, schedules, update_schedule
 from models.tables import call, crawl, page, schedule, schedule_shop, shop, shop_crawl
-from producer import schedules as at_work
-from producer.hold import rest_crawls
 from producer.loop import Producer
-from producer.schedule_rates import DAY, day_start
-from producer.schedules import Schedules, preview
+from producer.planning.hold import rest_crawls
+from producer.schedules import starts as at_work
+from producer.schedules.rates import DAY, day_start
+from producer.schedules.starts import Schedules, preview
 from tests.ledger import SETTINGS, START, after, engine_for, requests, rows, submit
 
 HOUR = 3_600.0

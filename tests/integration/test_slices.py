@@ -22,7 +22,7 @@ from models.status import CrawlStatus, crawl_status
 from models.tables import crawl, item, item_seen, learned, page, shop, shop_crawl, slice_
 from models.vault import Vault, new_key
 from producer.dispatch import Dispatcher
-from producer.review import review
+from producer.planning.review import review
 from tests.ledger import engine_for, rows
 from tests.windows_server import Seller, TooFarError, at, second_of, stirred
 

@@ -36,7 +36,7 @@ from models.status import (
 from models.tables import page, shop_crawl
 from producer.console import watch
 from producer.dispatch import Dispatcher
-from producer.review import review
+from producer.planning.review import review
 from tests.ledger import SETTINGS
 from tests.servers import free_port
 

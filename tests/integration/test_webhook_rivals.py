@@ -24,9 +24,9 @@ from models.subscriptions import (
 )
 from models.tables import change, outbox, page, subscription
 from models.vault import Vault
-from producer import deliver
-from producer.deliver import LEASE_MARGIN, Deliverer
 from producer.loop import Producer
+from producer.webhooks import deliver
+from producer.webhooks.deliver import LEASE_MARGIN, Deliverer
 from tests.changes import ids, keep, make_shops, moved, subscribe
 from tests.ledger import START, after, engine_for, rows, submit
 from tests.receiver import Message, receiving

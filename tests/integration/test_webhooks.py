@@ -23,7 +23,7 @@ from models.subscriptions import (
 )
 from models.tables import change
 from models.vault import Vault, new_key
-from producer.deliver import Deliverer
+from producer.webhooks.deliver import Deliverer
 from tests.changes import SECRET, ids, keep, make_shops, moved, name_item, subscribe
 from tests.ledger import START, after
 from tests.receiver import HUNG_UP, Message, Reply, receiving

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producer.absence import Findings, Gap, Shown, find_absent
-from producer.second import Need, across, allowance, borders, open_step
+from producer.planning.absence import Findings, Gap, Shown, find_absent
+from producer.planning.second import Need, across, allowance, borders, open_step
 
 
 def pages(*rows: str) -> list[list[int]]:

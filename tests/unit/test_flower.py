@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from models.errors import UsageError
 from models.settings import Settings
 from producer.flower import flower_command
-from producer.local import environment
+from producer.hosting.local import environment
 
 PASSWORD = "canary-pass:word 7"
 TOKEN = "canary-token"

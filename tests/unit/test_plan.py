@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from models.ledger import pack_keys
-from producer.plan import (
+from producer.planning.plan import (
     LARGEST_STEP,
     PageFact,
     Progress,
@@ -21,7 +21,7 @@ from producer.plan import (
     full_page,
     repeats,
 )
-from producer.verdict import Verdict, judge
+from producer.planning.verdict import Verdict, judge
 
 ASKED = 20
 

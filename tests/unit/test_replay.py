@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models.changes import Change
 from models.retold import changes_told, rewritten
 from models.timeline import Entry
-from producer.replay import Read, steps
+from producer.archive.replay import Read, steps
 from tests.ledger import START
 
 TRACKED = ("title", "price", "agent_price", "unit")

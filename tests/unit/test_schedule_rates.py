@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from benchmarks.budgeted import Plan, budgeted, in_turn, market, oracle
 from models.schedules import ShopState
-from producer.schedule_rates import (
+from producer.schedules.rates import (
     DAY,
     EXPLORING,
     Bounds,

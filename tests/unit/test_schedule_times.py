@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import UsageError
-from producer.schedule_times import cron_times, next_cron, next_interval
+from producer.schedules.times import cron_times, next_cron, next_interval
 
 NOW = datetime(2026, 3, 1, 12, 0, 30, tzinfo=UTC)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer.absence import Gap
-from producer.plan import PageFact
-from producer.second import BAND, SEAM, TAIL, Need, Part, advance, allowance, open_step, promised, quantiles
+from producer.planning.absence import Gap
+from producer.planning.plan import PageFact
+from producer.planning.second import BAND, SEAM, TAIL, Need, Part, advance, allowance, open_step, promised, quantiles
 
 PRICES = [(Decimal(price), 10) for price in (1, 2, 5, 9)]
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from producer import shapes
-from producer.shapes import Difference, Shape, differences
+from producer.archive import shapes
+from producer.archive.shapes import Difference, Shape, differences
 
 
 def shape(*answers: Any) -> Shape:

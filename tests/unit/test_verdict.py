@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from models.ledger import pack_keys
-from producer.plan import PageFact, Progress, absorb, conclude
-from producer.verdict import Verdict, guarded, has_shrunk, judge
+from producer.planning.plan import PageFact, Progress, absorb, conclude
+from producer.planning.verdict import Verdict, guarded, has_shrunk, judge
 
 DEAD = [PageFact(number, "dead", reason="417: no data") for number in (3, 4, 5)]
 

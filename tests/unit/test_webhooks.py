@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from models.errors import UsageError
 from models.feed import Entry
 from models.redact import redact
-from producer.webhooks import (
+from producer.webhooks.messages import (
     LONGEST_PAUSE,
     SIGNATURE,
     Answer,

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from models.errors import UsageError
 from models.tables import item
-from producer.datasets import DATASETS, ITEMS
-from producer.where import Condition, clause, operators, parse_condition
+from producer.exports.datasets import DATASETS, ITEMS
+from producer.exports.where import Condition, clause, operators, parse_condition
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from producer.windows import CHECK, SHARED, SHORT, SPLIT, newest_end
+from producer.planning.windows import CHECK, SHARED, SHORT, SPLIT, newest_end
 from tests.simulator.top.blocks import SortedBlocks
 from tests.windows_server import SAME, SHUFFLED, STABLE, Crawl, Seller, second_of, stirred
 

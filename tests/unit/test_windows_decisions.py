@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from models.source import WindowRules
 from models.windows import ROOT, first_slice, window_start
 from producer.dispatch import from_this_end
-from producer.plan import Progress
-from producer.windows import (
+from producer.planning.plan import Progress
+from producer.planning.windows import (
     CHECK,
     COUNTING,
     DONE,

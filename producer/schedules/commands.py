@@ -21,9 +21,9 @@ from models.settings import Settings, load_settings
 from models.source import source_named
 from producer import run
 from producer.console.text import number, plain
-from producer.schedule_times import next_cron
-from producer.schedules import DEFAULT_EVERY, Preview, next_time
-from producer.schedules import preview as preview_of
+from producer.schedules.starts import DEFAULT_EVERY, Preview, next_time
+from producer.schedules.starts import preview as preview_of
+from producer.schedules.times import next_cron
 
 DEFAULT_SOURCE = "tmapi"
 DEFAULT_SHORTEST = timedelta(hours=1)

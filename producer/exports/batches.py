@@ -12,9 +12,9 @@ from models.bulk import query_rows
 from models.database import reader
 from models.errors import UsageError
 from models.tables import shop
-from producer.datasets import OWNER, Dataset, Part
-from producer.formats import Rows
-from producer.where import Condition, clause
+from producer.exports.datasets import OWNER, Dataset, Part
+from producer.exports.formats import Rows
+from producer.exports.where import Condition, clause
 
 BATCH = 2_000
 """Rows read at a time: what bounds the memory."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import aiohttp
 
-from producer.webhooks import Answer
+from producer.webhooks.messages import Answer
 
 LARGEST_ANSWER = 4_096
 """Bytes of an answer that are read; packed ones stay packed."""

@@ -14,7 +14,7 @@ from sqlalchemy.types import TypeEngine
 from models.durations import parse_moment
 from models.errors import UsageError
 from models.tables import Money, UtcDateTime
-from producer.formats import Fields
+from producer.exports.formats import Fields
 
 CONTAINS, EMPTY, NOT_EMPTY = "~", "is empty", "is not empty"
 COMPARE: dict[str, Callable[[Any, Any], Any]] = {

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from models.sheets import LAST_SEEN, WITH_SHEET
 from models.tables import UtcDateTime, item, item_sales, item_seen, item_version, shop, shop_crawl
-from producer.formats import Fields
+from producer.exports.formats import Fields
 
 OWNER: Fields = {"source": shop.c.source.type, "shop": shop.c.key.type}
 """What every row begins with: whose it is."""

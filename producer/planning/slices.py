@@ -16,9 +16,9 @@ from models.settings import Settings
 from models.source import WindowRules, source_named
 from models.tables import item, learned, page, slice_
 from models.windows import ROOT
-from producer.facts import progress_of
-from producer.plan import PageFact, Progress, Review, tally
-from producer.windows import (
+from producer.planning.facts import progress_of
+from producer.planning.plan import PageFact, Progress, Review, tally
+from producer.planning.windows import (
     CHECK,
     ENDED,
     Answer,

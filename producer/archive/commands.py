@@ -12,11 +12,11 @@ from models.durations import parse_moment
 from models.errors import UsageError
 from models.settings import Settings, load_settings
 from producer import run
-from producer.batches import shops_named
-from producer.bodies import Scope, count_bodies, started
+from producer.archive.bodies import Scope, count_bodies, started
+from producer.archive.replay import Replay, Replayed
 from producer.console.progress_bar import progress
 from producer.console.replay import print_replayed
-from producer.replay import Replay, Replayed
+from producer.exports.batches import shops_named
 
 UNREADABLE = 3
 

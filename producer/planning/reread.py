@@ -15,11 +15,11 @@ from models.settings import Settings
 from models.sheets import LAST_SEEN, WITH_SHEET
 from models.source import source_named
 from models.tables import crawl, item, item_seen, page, shop_crawl, slice_
-from producer.delist import Evidence, is_whole, look
-from producer.facts import progress_of
-from producer.plan import NEW, PageFact, Progress, Review, in_order, tally
-from producer.second import BAND, STEPS, Need, Part, Prices, advance, allowance, open_step
-from producer.verdict import is_suspicious
+from producer.planning.delist import Evidence, is_whole, look
+from producer.planning.facts import progress_of
+from producer.planning.plan import NEW, PageFact, Progress, Review, in_order, tally
+from producer.planning.second import BAND, STEPS, Need, Part, Prices, advance, allowance, open_step
+from producer.planning.verdict import is_suspicious
 
 COLUMNS = tuple(each.name for each in fields(Part))
 PRICES = {"price_start", "price_end"}

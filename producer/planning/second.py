@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from itertools import count
 
-from producer.absence import Gap
-from producer.plan import PageFact
+from producer.planning.absence import Gap
+from producer.planning.plan import PageFact
 
 TAIL, SEAM, BAND = "tail", "seam", "band"
 STEPS = (TAIL, SEAM, BAND)

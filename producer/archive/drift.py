@@ -15,10 +15,10 @@ from models.errors import UsageError
 from models.redact import redact, redact_value
 from models.settings import Settings, load_settings
 from producer import run
-from producer.bodies import Scope, count_bodies, latest_crawl, read_bodies, started
+from producer.archive.bodies import Scope, count_bodies, latest_crawl, read_bodies, started
+from producer.archive.shapes import LONGEST_SAMPLE, Difference, Shape, differences
 from producer.console.progress_bar import progress
 from producer.console.text import plain
-from producer.shapes import LONGEST_SAMPLE, Difference, Shape, differences
 
 DECODER = msgspec.json.Decoder()
 

@@ -14,9 +14,9 @@ from models.crawls import new_page
 from models.database import is_postgresql
 from models.settings import Settings
 from models.tables import page, shop, shop_crawl
-from producer import hold, reread, settle, slices
-from producer.facts import FACT_OF_SHOP, PROGRESS, fact_names, fact_of, progress_of
-from producer.plan import PageFact, Progress, Review, absorb, conclude
+from producer.planning import hold, reread, settle, slices
+from producer.planning.facts import FACT_OF_SHOP, PROGRESS, fact_names, fact_of, progress_of
+from producer.planning.plan import PageFact, Progress, Review, absorb, conclude
 
 LARGEST_REVIEW = 1_000
 UNREVIEWED = sa.text("NOT page.reviewed")  # in the index's own words: SQLite finds it by no others

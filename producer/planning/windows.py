@@ -14,8 +14,8 @@ from math import ceil
 
 from models.source import WindowRules
 from models.windows import ROOT
-from producer.plan import Progress
-from producer.verdict import TOLERANCE, Verdict
+from producer.planning.plan import Progress
+from producer.planning.verdict import TOLERANCE, Verdict
 
 SECOND = timedelta(seconds=1)
 PART, CHECK = "part", "check"

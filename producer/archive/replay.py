@@ -21,9 +21,9 @@ from models.sheets import LAST_SEEN, WITH_SHEET
 from models.source import HttpResponse, source_named
 from models.store import observe
 from models.tables import change, item, item_sales, item_seen, item_version, outbox, shop, shop_crawl
-from producer.bodies import Body, Scope, read_bodies
-from producer.delist import delist, is_whole, look
-from producer.facts import progress_of
+from producer.archive.bodies import Body, Scope, read_bodies
+from producer.planning.delist import delist, is_whole, look
+from producer.planning.facts import progress_of
 
 FAILURES_NAMED = 1_000
 SETTLED_AT_ONCE = 1_000

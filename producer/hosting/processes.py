@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from models.errors import UsageError
-from producer import guard
+from producer.hosting import guard
 
 LOG_BYTES = 10 * 1024 * 1024  # a longer log is put aside when its process starts
 

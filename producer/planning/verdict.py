@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from producer.plan import NEW, PageFact, Progress
+from producer.planning.plan import NEW, PageFact, Progress
 
 # A gap between the API's total and what was found that a listing in motion explains.
 TOLERANCE = 0.01

@@ -14,12 +14,12 @@ from models.ledger import unpack_keys
 from models.settings import Settings
 from models.source import source_named
 from models.tables import crawl, shop, shop_crawl
-from producer import reread, slices
-from producer.delist import Evidence, delist, is_whole, look
-from producer.facts import FACT_OF_SHOP, fact_names, fact_of
-from producer.plan import PageFact, Progress, Review
-from producer.verdict import Verdict, guarded, judge
-from producer.windows import Slice, judge_windows, newest_end
+from producer.planning import reread, slices
+from producer.planning.delist import Evidence, delist, is_whole, look
+from producer.planning.facts import FACT_OF_SHOP, fact_names, fact_of
+from producer.planning.plan import PageFact, Progress, Review
+from producer.planning.verdict import Verdict, guarded, judge
+from producer.planning.windows import Slice, judge_windows, newest_end
 
 COLUMNS = ("state", "verdict", "reason", "distinct_items", "gone_items", "settled_at")
 COUNTED_AT_ONCE = 20

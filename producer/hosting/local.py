@@ -25,8 +25,8 @@ from redis.retry import Retry
 from models.broker import broker_url
 from models.errors import UnavailableError
 from models.settings import Settings
-from producer import guard
-from producer.processes import FolderLock, GuardedProcess, last_line
+from producer.hosting import guard
+from producer.hosting.processes import FolderLock, GuardedProcess, last_line
 
 log = structlog.get_logger()
 
@@ -38,7 +38,7 @@ FIRST_RESTART, LONGEST_RESTART = 0.2, 10.0  # seconds before a process that died
 STEADY_AFTER = 30.0  # seconds after which a process counts as well started
 HOPELESS_AFTER = 3  # ends in a row, soon after the start and by the process's own will
 WATCH_EVERY = 0.2
-PACKAGE_ROOT = Path(__file__).resolve().parents[1]
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 
 def find_redis() -> str:

@@ -26,10 +26,10 @@ from models.subscriptions import (
 )
 from models.vault import Vault
 from producer import run
-from producer.batches import shops_named
 from producer.console.text import number, plain
-from producer.deliver import Deliverer
-from producer.webhooks import check_secret, check_url, is_success, new_secret, why
+from producer.exports.batches import shops_named
+from producer.webhooks.deliver import Deliverer
+from producer.webhooks.messages import check_secret, check_url, is_success, new_secret, why
 
 DEFAULT_KINDS = ("price", "new", "gone")
 STANDARD_INPUT = "-"

@@ -5,7 +5,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from models.tables import page
-from producer.plan import PageFact, Progress
+from producer.planning.plan import PageFact, Progress
 
 FACT_COLUMNS = (
     page.c.id, page.c.slice, page.c.number, page.c.state, page.c.rows, page.c.total, page.c.page_size,

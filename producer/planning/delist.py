@@ -17,9 +17,9 @@ from models.ledger import pack_keys, unpack_keys
 from models.sheets import LAST_SEEN, SEEN_BY, WITH_SHEET, loosen_unseen
 from models.source import source_named
 from models.tables import item_seen, page, shop_crawl, slice_
-from producer.absence import Gap, Shown, find_absent
-from producer.plan import Progress
-from producer.second import BAND, SEAM
+from producer.planning.absence import Gap, Shown, find_absent
+from producer.planning.plan import Progress
+from producer.planning.second import BAND, SEAM
 
 AT_ONCE = 2_000
 # Keys compared for one shop at one time: items whose last crawls would exceed it wait for the next whole crawl.

@@ -25,7 +25,7 @@ from models.subscriptions import (
 )
 from models.vault import WRONG_KEY, Vault
 from producer import metrics
-from producer.webhooks import SIGNATURE, Answer, Message, is_success, retry_pause, shown, sign, why
+from producer.webhooks.messages import SIGNATURE, Answer, Message, is_success, retry_pause, shown, sign, why
 
 LANES = 4
 """Deliveries at a time of one producer: a slow receiver holds up no other."""
@@ -88,7 +88,7 @@ class Deliverer:
             return Answer(None, str(error))
         if secret is None:
             return Answer(None, f"its secret is {WRONG_KEY}")
-        from producer.post import post  # noqa: PLC0415 (the HTTP client takes a moment to import)
+        from producer.webhooks.post import post  # noqa: PLC0415 (the HTTP client takes a moment to import)
 
         body = msgspec.json.encode(Message(to.id, entries))
         headers = {

@@ -21,7 +21,7 @@ from models.modes import Mode, is_whole
 from models.schedules import ADAPTIVE, BUDGETED, CRON, INTERVAL, ShopState
 from models.settings import Settings
 from models.source import source_named, source_names
-from producer.schedule_rates import (
+from producer.schedules.rates import (
     DAY,
     Bounds,
     Choice,
@@ -32,7 +32,7 @@ from producer.schedule_rates import (
     day_start,
     learned,
 )
-from producer.schedule_times import cron_times, next_cron, next_interval
+from producer.schedules.times import cron_times, next_cron, next_interval
 
 logger = logging.getLogger(__name__)
 

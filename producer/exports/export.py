@@ -17,10 +17,10 @@ from models.durations import parse_moment
 from models.errors import UsageError
 from models.settings import Settings, load_settings
 from producer import run
-from producer.batches import Batches, Shop, shops_named
-from producer.datasets import DATASETS, Dataset
-from producer.formats import Fields, write_rows
-from producer.where import Condition, parse_condition
+from producer.exports.batches import Batches, Shop, shops_named
+from producer.exports.datasets import DATASETS, Dataset
+from producer.exports.formats import Fields, write_rows
+from producer.exports.where import Condition, parse_condition
 
 app = typer.Typer(no_args_is_help=True, help="Stored rows as files.")
 

@@ -1,0 +1,1 @@
+"""Processes that live no longer than whoever started them."""

@@ -1,0 +1,1 @@
+"""What to fetch of a shop, when it was enough, and what that proves."""

@@ -1,0 +1,1 @@
+"""Re-crawls that start by themselves."""
