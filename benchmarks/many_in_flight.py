@@ -30,9 +30,10 @@ def crawl_once(bench: Rig, simulator: SimulatorProcess, name: str, concurrency: 
         tmapi_concurrency_max=concurrency,
     )
     with bench.fleet(environment, 1) as roles:
-        before = cpu_by_role(roles)
+        everyone = {**roles, **bench.servers()}
+        before = cpu_by_role(everyone)
         crawled = asyncio.run(crawl_all(database, simulator))
-        after = cpu_by_role(roles)
+        after = cpu_by_role(everyone)
         memory = {role: peak_megabytes(processes[0]) for role, processes in roles.items()}
     return {
         "steady": crawled.steady,
@@ -40,7 +41,7 @@ def crawl_once(bench: Rig, simulator: SimulatorProcess, name: str, concurrency: 
         "worker MB": memory["worker"],
         "producer MB": memory["producer"],
         "in flight": simulator.calls()["max_in_flight"],
-        "worker CPU": (after["worker"] - before["worker"]) * 1000 / crawled.pages,
+        **{f"{role} CPU": (after[role] - before[role]) * 1000 / crawled.pages for role in everyone},
     }
 
 
@@ -63,7 +64,7 @@ def figures(middle: dict[str, float]) -> list[Figure]:
         Figure("worker's largest memory (RSS)", middle["worker MB"], "MB", MOST_MEGABYTES, at_least=False),
         Figure("most calls in flight, seen by the API", middle["in flight"], "calls"),
         Figure("pages/s from submission to the last verdict", middle["overall"], "pages/s"),
-        Figure("CPU of worker", middle["worker CPU"], "ms/page"),
+        *(Figure(f"CPU of {name[:-4]}", middle[name], "ms/page") for name in middle if name.endswith(" CPU")),
         Figure("producer's largest memory (RSS)", middle["producer MB"], "MB"),
     ]
 
