@@ -4,10 +4,15 @@
 # a gap, at the time when it was read; two pages that share an item overlap, and make one stretch. An item that was on
 # sale all the time, and whose neighbours on both sides lie in one stretch, would have been seen there. Nothing is
 # concluded from counts: an item sold out and another one put on sale leave every total as it was.
+#
+# Which neighbours an item had, a page says that shows them both. Where the neighbour stood on the next page, the order
+# of these two has to be known: if little moved while they were read it is that of their numbers; else some page has to
+# show items of both.
 
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 BUCKETS = 64
 SMALL = 100_000
@@ -46,25 +51,35 @@ class Findings:
 
 
 def find_absent(
-    missing: Sequence[int], prior: Sequence[Sequence[int]], across: Sequence[Sequence[int]], current: Sequence[Shown]
+    missing: Sequence[int],
+    prior: Sequence[Sequence[int]],
+    across: Sequence[Sequence[int]],
+    current: Sequence[Shown],
+    *,
+    calm: bool = True,
 ) -> Findings:
     """Judge keys that the `current` crawl has not shown by the pages of an earlier one, all in one steady order.
 
-    `prior` are that crawl's pages from the first to the last, `across` those it read across their borders. `current`
-    has the pages of the first pass first. If rows changed places, nothing is proved.
+    `prior` are that crawl's pages from the first to the last, `across` those it read across their borders; `calm` says
+    that fewer rows than a page has moved meanwhile. `current` has the pages of the first pass first. If rows changed
+    places, nothing is proved.
     """
     numbered, count = _numbered([missing, *prior, *across, *(page.keys for page in current)])
     wanted, earlier = numbered[0], numbered[1 : 1 + len(prior)]
     between, now = numbered[1 + len(prior) : 1 + len(prior) + len(across)], numbered[1 + len(prior) + len(across) :]
-    order = _merged(earlier, between, count)
+    order = _merged(earlier, count)
     rank = array("l", [NOWHERE]) * count
     for place, key in enumerate(order):
         rank[key] = place
-    if not all(_rises(page, rank) for page in (*earlier, *now)):
+    if not all(_rises(page, rank) for page in (*earlier, *between, *now)):
         return Findings(unplaced=len(missing))
-    names = dict(zip(wanted, missing, strict=True))
-    findings = _walk(order, names, Stretches(now, current, count))
-    findings.unplaced = sum(rank[key] == NOWHERE for key in wanted)
+    names, stretches = dict(zip(wanted, missing, strict=True)), Stretches(now, current, count)
+    chains = None if calm else Chains(earlier, [*between, *now], count)
+    findings = _walk(order, names, stretches, chains)
+    loose = {key: names[key] for key in wanted if rank[key] == NOWHERE}
+    for page in between:
+        _look_beside(page, loose, stretches, findings)
+    findings.unplaced = len(loose)
     return findings
 
 
@@ -91,14 +106,12 @@ def _numbered(pages: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], int]
     return cut, count
 
 
-def _merged(pages: Iterable[Sequence[int]], across: Iterable[Sequence[int]], count: int) -> Sequence[int]:
+def _merged(pages: Iterable[Sequence[int]], count: int) -> Sequence[int]:
     """The one order that these pages show: what a later page alone shows goes beside its neighbours there."""
     head = last = count
     after, before = array("l", [NOWHERE]) * (count + 1), array("l", [NOWHERE]) * (count + 1)
-    for page, loose in [*((page, True) for page in pages), *((page, False) for page in across)]:
+    for page in pages:
         known = next((key for key in page if before[key] != NOWHERE), None)
-        if known is None and not loose:
-            continue  # nobody knows where it belongs
         cursor = last if known is None else before[known]
         for key in page:
             if before[key] == NOWHERE:
@@ -168,14 +181,51 @@ class Stretches:
         return page
 
 
-def _walk(order: Sequence[int], names: Mapping[int, int], stretches: Stretches) -> Findings:
+class Chains:
+    """Pages of an earlier crawl whose order is shown by pages with items of the one and of the next."""
+
+    def __init__(self, pages: Sequence[Sequence[int]], others: Iterable[Sequence[int]], count: int) -> None:
+        self._last = max(0, len(pages) - 1)
+        self._page_of = array("l", [NOWHERE]) * count
+        for number, page in enumerate(pages):
+            for key in page:
+                if self._page_of[key] == NOWHERE:
+                    self._page_of[key] = number
+        linked = {place for page in (*pages, *others) for place in self._links(page)}
+        self._chain = list(accumulate(range(self._last), lambda chain, n: chain + (n not in linked), initial=0))
+
+    def hold(self, before: int, missing: Iterable[int], after: int) -> bool:
+        """Whether the order of all these is certain; one that no page has is the listing's beginning or its end."""
+        first = self._chain[self._page_of[before]] if before < len(self._page_of) else 0
+        last = self._chain[self._page_of[after] if after < len(self._page_of) else self._last]
+        return first == last and all(self._chain[self._page_of[key]] == first for key in missing)
+
+    def _links(self, page: Sequence[int]) -> Iterator[int]:
+        """Pages that this one shows to come right before the next."""
+        places = [self._page_of[key] for key in page if self._page_of[key] != NOWHERE]
+        return (one for one, other in pairwise(places) if other == one + 1)
+
+
+def _walk(order: Sequence[int], names: Mapping[int, int], stretches: Stretches, chains: Chains | None) -> Findings:
     findings = Findings()
     for before, missing, after in _runs(order, names, stretches):
-        if stretches.join(before, after):
+        if stretches.join(before, after) and (chains is None or chains.hold(before, missing, after)):
             findings.proved |= {names[key] for key in missing}
         else:
             findings.gaps.append(Gap(stretches.number(before), stretches.number(after), len(missing)))
     return findings
+
+
+def _look_beside(page: Sequence[int], loose: dict[int, int], stretches: Stretches, findings: Findings) -> None:
+    """Judge those `loose` items, which have no other place, that stand between items still there on this page."""
+    left = [place for place, key in enumerate(page) if key in stretches]
+    for one, other in pairwise(left):
+        missing = [loose.pop(key) for key in page[one + 1 : other] if key in loose]
+        if missing and stretches.join(page[one], page[other]):
+            findings.proved |= set(missing)
+        elif missing:
+            gap = Gap(stretches.number(page[one]), stretches.number(page[other]), len(missing))
+            findings.gaps.append(gap)
 
 
 def _runs(

@@ -39,6 +39,15 @@ NOTHING = Evidence()
 
 
 @dataclass(frozen=True, slots=True)
+class _Prior:
+    """An earlier crawl's pages in the order of this one, and those across borders; `calm`: little moved meanwhile."""
+
+    pages: Sequence[Sequence[int]]
+    across: Sequence[Sequence[int]]
+    calm: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Page:
     """A page that was had, and its part of the second pass, if it belongs to one."""
 
@@ -80,10 +89,12 @@ async def look(connection: AsyncConnection, row: sa.Row[Any], progress: Progress
         if prior is None:
             continue
         # Seconds for a million items: the producer's other work goes on meanwhile.
-        findings = await asyncio.to_thread(find_absent, missing[crawl_id], *prior, shown)
+        findings = await asyncio.to_thread(
+            find_absent, missing[crawl_id], prior.pages, prior.across, shown, calm=prior.calm
+        )
         evidence.proved |= findings.proved
         evidence.gaps += findings.gaps
-        work += sum(len(keys) for keys in prior[0]) + sum(len(each.keys) for each in shown)
+        work += sum(len(keys) for keys in prior.pages) + sum(len(each.keys) for each in shown)
     return evidence
 
 
@@ -143,27 +154,28 @@ def _show(each: _Page, size: int) -> Shown:
     return Shown(each.keys, 0 if each.kind == SEAM else each.number, each.number == 1, ends)
 
 
-async def _prior(
-    connection: AsyncConnection, shop_crawl_id: int, source: str, way: int
-) -> tuple[list[Sequence[int]], list[Sequence[int]]] | None:
-    """The pages of an earlier crawl, in the order of this one, and those across borders; None if they prove nothing.
-
-    Where more than a page of rows moved while it was read, the order of its pages is not certain.
-    """
-    columns = (shop_crawl.c.options, shop_crawl.c.last_page, shop_crawl.c.page_size, shop_crawl.c.pages_made)
-    query = sa.select(*columns).where(shop_crawl.c.id == shop_crawl_id)
-    row = (await connection.execute(query)).one_or_none()
+async def _prior(connection: AsyncConnection, shop_crawl_id: int, source: str, way: int) -> _Prior | None:
+    """The pages of an earlier crawl; None if they prove nothing."""
+    row = (await connection.execute(sa.select(shop_crawl).where(shop_crawl.c.id == shop_crawl_id))).one_or_none()
     if row is None or row.pages_made or not direction(source, row.options):
         return None
     pages = [each for each in await _pages(connection, shop_crawl_id) if _is_inside(each, row.last_page)]
-    totals = [each.total for each in pages if each.kind is None and each.total is not None]
-    if totals and max(totals) - min(totals) >= (row.page_size or 1):
-        return None
+    calm = _was_calm(row, [each.total for each in pages if each.kind is None and each.total is not None])
     turned = way != direction(source, row.options)
     lists: tuple[list[Sequence[int]], list[Sequence[int]]] = ([], [])
     for each in pages:
         lists[each.kind == SEAM].append(each.keys[::-1] if turned else each.keys)
-    return (lists[0][::-1], lists[1]) if turned else lists
+    return _Prior(lists[0][::-1] if turned else lists[0], lists[1], calm)
+
+
+def _was_calm(row: sa.Row[Any], totals: Sequence[int]) -> bool:
+    """Whether fewer rows than a page has can have left while a crawl went on: then its pages are in order.
+
+    What left was made up for by new items, or shows in the totals. A first crawl cannot tell new ones.
+    """
+    moved = max(totals, default=0) - min(totals, default=0)
+    fresh = row.new_items if row.new_items < row.distinct_items else 0
+    return bool(moved + fresh < (row.page_size or 1))
 
 
 async def delist(
