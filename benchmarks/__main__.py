@@ -22,6 +22,7 @@ NAMES = (
     "budget",
     "budgeted",
     "replay",
+    "truth",
 )
 
 
