@@ -22,13 +22,16 @@ NAME = "truth"
 SHOPS = 200
 CRAWLS = 10
 SHARE = 0.01
+GONE_AFTER = 2
 WORKERS = 2
 LONGEST = 900.0
 
 
-def crawl_often(bench: Rig, simulator: SimulatorProcess, database: str, crawls: int) -> None:
+def crawl_often(
+    bench: Rig, simulator: SimulatorProcess, database: str, crawls: int, gone_after: int = GONE_AFTER
+) -> None:
     """Crawl every shop so many times, one crawl after the other, and print what each came to."""
-    environment = bench.environment(database, tmapi_base_url=simulator.url)
+    environment = bench.environment(database, tmapi_base_url=simulator.url, gone_after=gone_after)
     requests = requests_for(simulator)
     calls = simulator.calls()["total"]
     with bench.fleet(environment, WORKERS):
@@ -100,8 +103,8 @@ def measure(options: argparse.Namespace) -> bool:
     ):
         set_in_motion(simulator, options.share)
         database = bench.fresh(NAME)
-        crawl_often(bench, simulator, database, options.crawls)
-        seen = asyncio.run(witness(database, simulator))
+        crawl_often(bench, simulator, database, options.crawls, options.gone_after)
+        seen = asyncio.run(witness(database, simulator, gone_after=options.gone_after))
     for kind, account in seen.accounts.items():
         for fault in ("missed", "false", "misdated"):
             for event in getattr(account, fault)[: options.show]:
@@ -115,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--shops", type=int, default=SHOPS)
     options.add_argument("--crawls", type=int, default=CRAWLS)
     options.add_argument("--share", type=float, default=SHARE, help="of a shop's items that move after each page")
+    options.add_argument("--gone-after", type=int, default=GONE_AFTER, help="complete crawls; 1: each proof counts")
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--show", type=int, default=3, metavar="N", help="print so many wrong events of each kind")
     return options
