@@ -29,8 +29,8 @@ def create_engine(url: str, *, pool_size: int = 5) -> AsyncEngine:
         sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
-    # JIT compiles for longer than our short statements run.
-    server = {"jit": "off", "application_name": "shopcrawl", "timezone": "UTC"}
+    # JIT compiles for longer than our short statements run. A plan that is kept was made when the tables were empty.
+    server = {"jit": "off", "plan_cache_mode": "force_custom_plan", "application_name": "shopcrawl", "timezone": "UTC"}
     arguments = {"server_settings": server, "timeout": 10}
     return create_async_engine(url, pool_size=pool_size, max_overflow=0, connect_args=arguments, **common)
 

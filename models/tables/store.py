@@ -7,9 +7,9 @@ import sqlalchemy as sa
 from models.tables.types import BigId, Json, Key, Money, UtcDateTime, id_column, metadata
 
 
-def _item_key() -> list[sa.Column[Any]]:
+def _item_key(*references: sa.ForeignKey) -> list[sa.Column[Any]]:
     return [
-        sa.Column("shop_id", BigId, sa.ForeignKey("shop.id"), primary_key=True),
+        sa.Column("shop_id", BigId, *references, primary_key=True),
         sa.Column("item_id", Key, primary_key=True, comment="the source's own id"),
     ]
 
@@ -56,7 +56,7 @@ def _figures() -> list[sa.Column[Any]]:
 item = sa.Table(
     "item",
     metadata,
-    *_item_key(),
+    *_item_key(sa.ForeignKey("shop.id")),  # here only: each row of the others is checked by what wrote this one
     *_values(),
     sa.Column("extra", Json, comment="fields the decoder does not know"),
     sa.Column("first_seen", UtcDateTime, nullable=False),

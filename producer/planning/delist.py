@@ -2,7 +2,7 @@
 
 import asyncio
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -70,6 +70,18 @@ def _filters(source: str) -> Sequence[str]:
 def direction(source: str, options: Any) -> int:
     """1 or -1 under a sort in which items keep their places, 0 under any other."""
     return source_named(source).steady_sorts.get(str(options.get("sort")), 0)
+
+
+async def lacking(connection: AsyncConnection, ids: Iterable[int], shops: Mapping[int, sa.Row[Any]]) -> set[int]:
+    """Those of these shop crawls that are whole and have not seen every known item of their shops."""
+    sql = (
+        "SELECT r.id FROM {r} WHERE EXISTS (SELECT 1 FROM item_seen i LEFT JOIN sheet s ON s.id = i.sheet_id"
+        " WHERE i.shop_id = r.shop_id AND i.gone_at IS NULL AND COALESCE(s.last_seen, i.last_seen) < r.created_at)"
+    )
+    columns = [shop_crawl.c.id, shop_crawl.c.shop_id, shop_crawl.c.created_at]
+    rows = [shops[key] for key in ids if is_whole(shops[key])]
+    whole = [{"id": row.id, "shop_id": row.shop_id, "created_at": row.created_at} for row in rows]
+    return {row.id for row in await query_rows(connection, sql, columns, whole)}
 
 
 async def look(connection: AsyncConnection, row: sa.Row[Any], progress: Progress) -> Evidence:

@@ -1,7 +1,7 @@
 """The second pass in the ledger: opens what is worth another call, takes in the answers, and says when to settle."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from models.settings import Settings
 from models.sheets import LAST_SEEN, WITH_SHEET
 from models.source import source_named
 from models.tables import crawl, item, item_seen, page, shop_crawl, slice_
-from producer.planning.delist import Evidence, is_whole, look
+from producer.planning.delist import Evidence, look
 from producer.planning.facts import progress_of
 from producer.planning.plan import NEW, PageFact, Progress, Review, in_order, tally
 from producer.planning.second import BAND, STEPS, Need, Part, Prices, advance, allowance, open_step
@@ -90,20 +90,22 @@ async def go_on(
     reviews: Mapping[int, Review],
     rows: Mapping[int, sa.Row[Any]],
     distinct: Mapping[int, int],
+    lacking: Container[int],
     *,
     now: datetime,
     settings: Settings,
 ) -> tuple[dict[int, Review], dict[int, Evidence]]:
     """Open the next step of the second pass over those shops whose pages have all ended and that need one.
 
-    Returns their reviews, and what was found about missing items of the others that may be settled now.
+    `lacking` are those that have not seen every known item. Returns their reviews, and what was found about missing
+    items of the others that may be settled now.
     """
     passes, evidence = {}, {}
     for key, value in reviews.items():
         progress, row = value.progress, rows[key]
         if not value.settle or not _is_eligible(row, progress, settings):
             continue
-        found = await _evidence(connection, row, progress, distinct[key], settings)
+        found = await _evidence(connection, row, progress, distinct[key], settings) if key in lacking else Evidence()
         second = await _next_step(connection, row, progress, distinct[key], found, now, settings)
         if second is None:
             evidence[key] = found
@@ -125,7 +127,7 @@ async def _evidence(
 ) -> Evidence:
     """What is known of missing items; nothing of a shop so small that it is to be crawled again anyway."""
     guard = (row.known_items, row.suspect_items, settings.shrink_guard)
-    if not is_whole(row) or is_suspicious(distinct, *guard):
+    if is_suspicious(distinct, *guard):
         return Evidence()
     return await look(connection, row, progress)
 

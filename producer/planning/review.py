@@ -14,7 +14,7 @@ from models.crawls import new_page
 from models.database import is_postgresql
 from models.settings import Settings
 from models.tables import page, shop, shop_crawl
-from producer.planning import hold, reread, settle, slices
+from producer.planning import delist, hold, reread, settle, slices
 from producer.planning.facts import FACT_OF_SHOP, PROGRESS, fact_names, fact_of, progress_of
 from producer.planning.plan import PageFact, Progress, Review, absorb, conclude
 
@@ -49,10 +49,11 @@ async def review(connection: AsyncConnection, *, now: datetime, settings: Settin
     reviews |= await reread.review(connection, again, shops, now=now, settings=settings)
     reviews |= await _cancel_pages(connection, reviews)
     await _add_pages(connection, reviews, shops, now)
-    distinct = await settle.distinct_items(connection, [key for key, value in reviews.items() if value.settle])
-    going_on, evidence = await reread.go_on(connection, reviews, shops, distinct, now=now, settings=settings)
+    had = [key for key, value in reviews.items() if value.settle]
+    distinct, lacking = await settle.distinct_items(connection, had), await delist.lacking(connection, had, shops)
+    going_on, evidence = await reread.go_on(connection, reviews, shops, distinct, lacking, now=now, settings=settings)
     reviews |= going_on
-    verdicts = await settle.settle(connection, reviews, shops, distinct, evidence, now=now, settings=settings)
+    verdicts = await settle.settle(connection, reviews, shops, distinct, lacking, evidence, now=now, settings=settings)
     await _save(connection, reviews, verdicts)
     held = {key: fact.reason or "" for key, facts in found.items() for fact in facts if fact.state == "held"}
     await hold.hold(connection, {key: reason for key, reason in held.items() if key not in verdicts}, now)

@@ -1,7 +1,7 @@
 """Settling: a shop whose pages have all ended gets its verdict, and a crawl without open shops comes to its end."""
 
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -31,6 +31,7 @@ async def settle(
     reviews: Mapping[int, Review],
     shops: Mapping[int, sa.Row[Any]],
     distinct: Mapping[int, int],
+    lacking: Container[int],
     evidence: Mapping[int, Evidence],
     *,
     now: datetime,
@@ -38,14 +39,15 @@ async def settle(
 ) -> dict[int, dict[str, Any]]:
     """Judge shops whose pages have all ended; returns the columns that make each one settled.
 
-    Their `distinct` items are counted; `evidence` is what is known already of items that some of them miss.
+    Their `distinct` items are counted; `lacking` are those that have not seen every known item, and `evidence` is what
+    is known already of what some of these miss.
     """
     ended = {key: value.progress for key, value in reviews.items() if value.settle}
     windows = await slices.load(connection, [key for key, progress in ended.items() if progress.is_windowed])
     verdicts = await _judge(connection, ended, shops, windows, distinct, settings)
     gone = dict.fromkeys(ended, 0)
     for key in sorted(ended, key=lambda key: shops[key].shop_id):  # one order for all: no deadlocks
-        if verdicts[key].verdict == "complete" and is_whole(shops[key]):
+        if verdicts[key].verdict == "complete" and key in lacking:
             proved = (
                 None if key in windows else (evidence.get(key) or await look(connection, shops[key], ended[key])).proved
             )

@@ -42,7 +42,6 @@ def _item_key(table: str, *more: str) -> list[sa.Column[Any] | sa.Constraint]:
     return [
         sa.Column("shop_id", BigId, nullable=False),
         sa.Column("item_id", Key, nullable=False, comment="the source's own id"),
-        sa.ForeignKeyConstraint(["shop_id"], ["shop.id"], name=op.f(f"fk_{table}_shop_id_shop")),
         sa.PrimaryKeyConstraint("shop_id", "item_id", *more, name=op.f(f"pk_{table}")),
     ]
 
