@@ -5,12 +5,12 @@
 # sale all the time, and whose neighbours on both sides lie in one stretch, would have been seen there. Nothing is
 # concluded from counts: an item sold out and another one put on sale leave every total as it was.
 #
-# Which neighbours an item had, a page says that shows them both. Where the neighbour stood on the next page, the order
-# of these two has to be known: if little moved while they were read it is that of their numbers; else some page has to
-# show items of both.
+# Which neighbours an item had, the page says that showed it. Where a neighbour stood on the next page, the order of the
+# two pages has to be known: if little moved while they were read it is that of their numbers, unless some page denies
+# it; else some page has to show items of both.
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
@@ -71,15 +71,14 @@ def find_absent(
     rank = array("l", [NOWHERE]) * count
     for place, key in enumerate(order):
         rank[key] = place
-    if not all(_rises(page, rank) for page in (*earlier, *between, *now)):
-        return Findings(unplaced=len(missing))
     names, stretches = dict(zip(wanted, missing, strict=True)), Stretches(now, current, count)
-    chains = None if calm else Chains(earlier, [*between, *now], count)
-    findings = _walk(order, names, stretches, chains)
-    loose = {key: names[key] for key in wanted if rank[key] == NOWHERE}
-    for page in between:
-        _look_beside(page, loose, stretches, findings)
-    findings.unplaced = len(loose)
+    borders = Borders(earlier, count)
+    if not all(borders.cross(page, rank) for page in (*earlier, *between, *now)):
+        return Findings(unplaced=len(missing))
+    findings = Findings()
+    _look_beside((*earlier, *between), names, stretches, findings)
+    _walk(order, names, stretches, borders.chains(calm=calm), findings)
+    _place_loose(between, {key for key in names if rank[key] == NOWHERE}, names, stretches, findings)
     return findings
 
 
@@ -129,17 +128,6 @@ def _merged(pages: Iterable[Sequence[int]], count: int) -> Sequence[int]:
     return order
 
 
-def _rises(page: Sequence[int], rank: Sequence[int]) -> bool:
-    """Whether the items of a page that have a place stand in its order."""
-    highest = NOWHERE
-    for key in page:
-        if rank[key] != NOWHERE:
-            if rank[key] <= highest:
-                return False
-            highest = rank[key]
-    return True
-
-
 class Stretches:
     """Pages that overlap, joined; the beginning and the end of the listing count as items."""
 
@@ -181,51 +169,92 @@ class Stretches:
         return page
 
 
-class Chains:
-    """Pages of an earlier crawl whose order is shown by pages with items of the one and of the next."""
+class Borders:
+    """Which pages of an earlier crawl come one after the other, by what other pages show of them."""
 
-    def __init__(self, pages: Sequence[Sequence[int]], others: Iterable[Sequence[int]], count: int) -> None:
+    def __init__(self, pages: Sequence[Sequence[int]], count: int) -> None:
         self._last = max(0, len(pages) - 1)
         self._page_of = array("l", [NOWHERE]) * count
+        self._shown: set[int] = set()
+        self._denied: set[int] = set()
         for number, page in enumerate(pages):
             for key in page:
                 if self._page_of[key] == NOWHERE:
                     self._page_of[key] = number
-        linked = {place for page in (*pages, *others) for place in self._links(page)}
-        self._chain = list(accumulate(range(self._last), lambda chain, n: chain + (n not in linked), initial=0))
 
-    def hold(self, before: int, missing: Iterable[int], after: int) -> bool:
-        """Whether the order of all these is certain; one that no page has is the listing's beginning or its end."""
-        first = self._chain[self._page_of[before]] if before < len(self._page_of) else 0
-        last = self._chain[self._page_of[after] if after < len(self._page_of) else self._last]
-        return first == last and all(self._chain[self._page_of[key]] == first for key in missing)
+    def cross(self, page: Iterable[int], rank: Sequence[int]) -> bool:
+        """Learn from a page what follows what; returns whether items of one earlier page have kept their order."""
+        highest: dict[int, int] = {}
+        known = [key for key in page if self._page_of[key] != NOWHERE]
+        for key in known:
+            if rank[key] <= highest.get(self._page_of[key], NOWHERE):
+                return False
+            highest[self._page_of[key]] = rank[key]
+        for one, other in pairwise(known):
+            first, second = self._page_of[one], self._page_of[other]
+            if rank[one] > rank[other] or first > second:
+                self._denied.update(range(min(first, second), max(first, second)))
+            elif second == first + 1:
+                self._shown.add(first)
+        return True
 
-    def _links(self, page: Sequence[int]) -> Iterator[int]:
-        """Pages that this one shows to come right before the next."""
-        places = [self._page_of[key] for key in page if self._page_of[key] != NOWHERE]
-        return (one for one, other in pairwise(places) if other == one + 1)
+    def chains(self, *, calm: bool) -> Callable[[int], int]:
+        """Numbers the items so that those with the same number stand in a certain order, the ends of the listing too.
+
+        `calm`: pages follow each other unless another page denies it.
+        """
+        certain = set(range(self._last)) if calm else self._shown
+        steps = (int(border not in certain or border in self._denied) for border in range(self._last))
+        chain = list(accumulate(steps, initial=0))
+        begin = len(self._page_of)
+        ends = {begin: chain[0], begin + 1: chain[-1]}
+        return lambda key: ends[key] if key in ends else chain[self._page_of[key]]
 
 
-def _walk(order: Sequence[int], names: Mapping[int, int], stretches: Stretches, chains: Chains | None) -> Findings:
-    findings = Findings()
-    for before, missing, after in _runs(order, names, stretches):
-        if stretches.join(before, after) and (chains is None or chains.hold(before, missing, after)):
+def _look_beside(
+    pages: Iterable[Sequence[int]], names: Mapping[int, int], stretches: Stretches, findings: Findings
+) -> None:
+    """Prove what the very pages that showed an item prove by the others on them."""
+    for page in pages:
+        for before, missing, after in _runs(page, names, stretches):
+            if stretches.join(before, after):
+                findings.proved |= {names[key] for key in missing}
+
+
+def _walk(
+    order: Iterable[int],
+    names: Mapping[int, int],
+    stretches: Stretches,
+    chain: Callable[[int], int],
+    findings: Findings,
+) -> None:
+    """Prove the others by the order of all pages, as far as it is certain, and name the gaps in which they may be."""
+    for before, run, after in _runs(order, names, stretches):
+        missing = [key for key in run if names[key] not in findings.proved]
+        if not missing:
+            continue
+        if stretches.join(before, after) and len({chain(key) for key in (before, *missing, after)}) == 1:
             findings.proved |= {names[key] for key in missing}
         else:
             findings.gaps.append(Gap(stretches.number(before), stretches.number(after), len(missing)))
-    return findings
 
 
-def _look_beside(page: Sequence[int], loose: dict[int, int], stretches: Stretches, findings: Findings) -> None:
-    """Judge those `loose` items, which have no other place, that stand between items still there on this page."""
-    left = [place for place, key in enumerate(page) if key in stretches]
-    for one, other in pairwise(left):
-        missing = [loose.pop(key) for key in page[one + 1 : other] if key in loose]
-        if missing and stretches.join(page[one], page[other]):
-            findings.proved |= set(missing)
-        elif missing:
-            gap = Gap(stretches.number(page[one]), stretches.number(page[other]), len(missing))
-            findings.gaps.append(gap)
+def _place_loose(
+    across: Iterable[Sequence[int]],
+    loose: set[int],
+    names: Mapping[int, int],
+    stretches: Stretches,
+    findings: Findings,
+) -> None:
+    """Name the gaps of items that only pages across borders showed; elsewhere these have no certain place."""
+    loose = {key for key in loose if names[key] not in findings.proved}
+    for page in across:
+        for before, run, after in _runs(page, names, stretches):
+            missing = loose.intersection(run)
+            if missing and before != stretches.begin and after != stretches.end:
+                findings.gaps.append(Gap(stretches.number(before), stretches.number(after), len(missing)))
+                loose -= missing
+    findings.unplaced = len(loose)
 
 
 def _runs(
