@@ -24,6 +24,11 @@ class Answer(NamedTuple):
     at: datetime
     items: Sequence[tuple[str, str]]
     """Item id and price of each row."""
+    in_order: bool = False
+    """It shows a stretch of all items in the order of the goods, as it was at one moment."""
+    begins: bool = False
+    ends: bool = False
+    """It shows the first items, or the last ones."""
 
 
 class Move(NamedTuple):
@@ -80,9 +85,9 @@ class Account:
 class Story:
     """Everything that happened to a market and its reader.
 
-    `goods` are all items that were ever on sale, `verdicts` the reader's own, by shop and crawl. An item counts as gone
-    after `gone_after` complete crawls without it, and at the latest after `slack` more all through which it was off
-    sale.
+    `goods` are all items that were ever on sale, in order, `verdicts` the reader's own, by shop and crawl. An item
+    counts as gone after `gone_after` complete crawls without it. It has to at the latest after `slack` more, if it was
+    off sale all the time and each of these crawls had the stretch in which it would have stood.
     """
 
     goods: Sequence[Key]
@@ -126,6 +131,27 @@ class Story:
         turns = self.turns.get(key, [(0, True)])
         before = [on_sale for number, on_sale in turns if number <= first][-1]
         return {before} | {on_sale for number, on_sale in turns if first < number <= last}
+
+    @cached_property
+    def places(self) -> dict[Key, int]:
+        """Where each item stands in the order of all goods."""
+        return {key: place for place, key in enumerate(self.goods)}
+
+    @cached_property
+    def stretches(self) -> dict[tuple[str, int], list[tuple[int, int]]]:
+        """From which place to which each crawl looked at a shop at one moment without a gap."""
+        found: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
+        for answer in self.answers:
+            places = [self.places[answer.shop, item] for item, _ in answer.items]
+            if answer.in_order and places:
+                first = -1 if answer.begins else places[0]
+                found[answer.shop, answer.crawl].append((first, len(self.goods) if answer.ends else places[-1]))
+        return dict(found)
+
+    def looked(self, key: Key, crawl: int) -> bool:
+        """Whether a crawl looked where the item would have stood."""
+        place = self.places[key]
+        return any(first < place < last for first, last in self.stretches.get((key[0], crawl), []))
 
     def complete(self, shop: str) -> list[int]:
         """The shop's complete crawls that looked at it, in order."""
@@ -205,8 +231,9 @@ class Story:
     def _deadline(self, key: Key, without: Sequence[int]) -> int | None:
         """The crawl by which the item must have been found gone, if it was off sale all through enough of them."""
         needed = self.gone_after + self.slack
-        for place in range(len(without) - needed + 1):
-            first, last = without[place], without[place + needed - 1]
+        looked = [crawl for crawl in without if self.looked(key, crawl)]
+        for place in range(len(looked) - needed + 1):
+            first, last = looked[place], looked[place + needed - 1]
             if self.states(key, self.windows[key[0], first][0], self.windows[key[0], last][1]) == {False}:
                 return last
         return None

@@ -108,8 +108,11 @@ def _answers(journal: Sequence[Mapping[str, Any]], archived: Sequence[tuple[int,
     shown = {row["number"]: row for row in journal if row.get("delivered")}
     for number, crawl, at in archived:
         if number in shown:
-            rows = [(item_id, price) for item_id, price in shown[number]["items"]]
-            yield Answer(number, shown[number]["shop"], crawl, at, rows)
+            entry = shown[number]
+            rows = [(item_id, price) for item_id, price in entry["items"]]
+            before = (entry["page"] - 1) * entry["size"]
+            ends = (entry["sort"] == "time_up", before == 0, before + len(rows) == entry["total"])
+            yield Answer(number, entry["shop"], crawl, at, rows, *ends)
 
 
 async def _verdicts(connection: AsyncConnection) -> dict[tuple[str, int], str]:

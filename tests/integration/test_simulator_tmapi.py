@@ -401,7 +401,8 @@ async def test_the_journal_tells_what_each_answer_showed_and_what_moved_in_betwe
     for body, entry in ((first, story[0]), (third, story[3])):
         assert body["request_id"] == str(entry["number"])
         assert entry["items"] == [[item["item_id"], item["price"]] for item in body["data"]["items"]]
-        assert (entry["shop"], entry["page"], entry["sort"], entry["total"]) == ("a", 2, "time_up", 30)
+        assert (entry["shop"], entry["page"], entry["size"], entry["sort"]) == ("a", 2, 20, "time_up")
+        assert entry["total"] == 30
     assert [len(entry["items"]) for entry in (story[0], story[3])] == [10, 3]
 
 

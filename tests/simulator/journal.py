@@ -10,13 +10,14 @@ from tests.simulator.items import ItemFactory, money
 class Answer:
     """The rows of one answer, as indexes and versions; `delivered` once a client has all of it."""
 
-    __slots__ = ("call", "delivered", "number", "page", "rows", "shop", "sort", "total", "versions")
+    __slots__ = ("call", "delivered", "number", "page", "rows", "shop", "size", "sort", "total", "versions")
 
-    def __init__(self, number: int, call: int, shop: int, page: int, sort: str) -> None:
+    def __init__(self, number: int, call: int, shop: int, page: int, size: int, sort: str) -> None:
         self.number = number
         self.call = call
         self.shop = shop
         self.page = page
+        self.size = size
         self.sort = sort
         self.rows: Sequence[int] = ()
         self.versions: Sequence[int] = ()
@@ -29,8 +30,14 @@ class Answer:
             [str(factory.item_id(self.shop, row)), money(factory.price(self.shop, row, version))]
             for row, version in zip(self.rows, self.versions, strict=True)
         ]
-        facts = {"number": self.number, "call": self.call, "shop": key, "page": self.page, "sort": self.sort}
-        return facts | {"total": self.total, "delivered": self.delivered, "items": shown}
+        facts = {"number": self.number, "call": self.call, "shop": key, "page": self.page}
+        return facts | {
+            "size": self.size,
+            "sort": self.sort,
+            "total": self.total,
+            "delivered": self.delivered,
+            "items": shown,
+        }
 
 
 class Journal:
@@ -39,9 +46,9 @@ class Journal:
     def __init__(self) -> None:
         self._entries: list[Answer | tuple[int, int, str, int]] = []
 
-    def answer(self, call: int, shop: int, page: int, sort: str) -> Answer:
-        """Begin the entry of an answer that is being rendered."""
-        entry = Answer(len(self._entries) + 1, call, shop, page, sort)
+    def answer(self, call: int, shop: int, page: int, size: int, sort: str) -> Answer:
+        """Begin the entry of an answer that is being rendered; `sort` is empty if it lists only some of the shop."""
+        entry = Answer(len(self._entries) + 1, call, shop, page, size, sort)
         self._entries.append(entry)
         return entry
 

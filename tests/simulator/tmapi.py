@@ -240,7 +240,8 @@ class Tmapi:
         """Begin an entry in the journal, if one is kept, and return its number, else 0."""
         if call.shop is None or not self.market.board.everywhere.journal:
             return 0
-        call.entry = self.market.journal.answer(call.number, call.shop.number, query.page, query.selection.sort)
+        sort = query.selection.sort if query.selection == (query.selection.sort, "", "", "") else ""
+        call.entry = self.market.journal.answer(call.number, call.shop.number, query.page, query.size, sort)
         return call.entry.number
 
     def settle(self, call: Call, delivered: bool) -> None:

@@ -64,7 +64,8 @@ class Toy:
         number = self.step()
         at = START + timedelta(seconds=number)
         shown = [(item, str(self.sale[item])) for item in items]
-        self.answers.append(Answer(number, SHOP, self.crawl, at, shown))
+        whole = sorted(items) == sorted(self.sale)
+        self.answers.append(Answer(number, SHOP, self.crawl, at, shown, whole, whole, whole))
         had_baseline = "complete" in self.verdicts.values()
         for item, price in shown:
             before = self.known.get(item)
@@ -202,6 +203,18 @@ def test_an_item_that_came_back_behind_the_readers_back_was_found_gone_rightly()
     account = toy.story.judge_gone([gone])
     assert (account.false, account.missed, account.expected) == ([], [], 0)
     assert toy.story.unlucky([gone]) == [gone]
+
+
+def test_an_item_need_not_be_found_gone_where_nobody_looked() -> None:
+    toy = Toy({"first": 1, "second": 1, "third": 1})
+    toy.whole()
+    toy.move("vanish", "second")
+    for crawls in range(1, 9):
+        toy.crawl += 1
+        toy.answer(["first"])
+        toy.answer(["third"] if crawls % 2 else ["first", "third"])
+        toy.verdicts[SHOP, toy.crawl] = "complete"
+        assert len(toy.story.judge_gone([]).missed) == (crawls >= 8), "every other crawl saw what was beside it"
 
 
 def test_an_item_must_be_found_gone_after_enough_complete_crawls_without_it() -> None:
