@@ -1,11 +1,12 @@
 """Late sightings: what was seen before an item's newest sighting corrects its history, never what it is now."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -94,7 +95,7 @@ async def correct(
 
     Returns the sightings that made a difference. What an item is now, only its newest sighting can correct, read again
     by another decoder; when it was seen last, its misses, and whether it is gone, nothing here moves. Changes follow
-    the versions: they move, are told anew, vanish or are added with them.
+    the versions: they move, are told anew, vanish or are added with them. An item is back from its first sighting on.
     """
     last = {(each.key, each.seen_at): each for each in late}  # of two at one moment the last one given counts
     by_item: dict[ItemKey, list[Sighting]] = defaultdict(list)
@@ -107,7 +108,17 @@ async def correct(
     await _write_versions(connection, moved)
     await _write_figures(connection, moved)
     await _write_changes(connection, moved, tracked)
+    for _nth, seen in groupby(sorted(_ranked(by_item), reverse=True), key=itemgetter(0)):
+        places = [{"shop_id": key[0], "item_id": key[1], "at": at, "shop_crawl_id": by} for _nth, key, at, by in seen]
+        await query_rows(connection, _RETURN, _RETURNED, places)
     return [sighting for each in moved for sighting in each.told]
+
+
+def _ranked(late: Mapping[ItemKey, Sequence[Sighting]]) -> Iterator[tuple[int, ItemKey, datetime, int]]:
+    """Each sighting with how many of its item are earlier: the earliest that can is to move a return last."""
+    for key, seen in late.items():
+        for nth, sighting in enumerate(seen):
+            yield nth, key, sighting.seen_at, sighting.shop_crawl_id
 
 
 async def _read(connection: AsyncConnection, late: Mapping[ItemKey, Sequence[Sighting]]) -> dict[ItemKey, _Known]:
@@ -277,6 +288,15 @@ _FOLLOW = (
     'UPDATE change SET at = r.new_at, shop_crawl_id = r.shop_crawl_id, "before" = r."before", "after" = r."after"'
     f" FROM {{r}} WHERE {_SAME}"
 )
+# An item was back as soon as it was seen again, whichever sighting was stored first.
+_RETURN = (
+    "UPDATE change SET at = r.at, shop_crawl_id = r.shop_crawl_id FROM {r} WHERE change.id = (SELECT b.id FROM change b"
+    " WHERE b.shop_id = r.shop_id AND b.item_id = r.item_id AND b.kind = 'back' AND b.at > r.at AND r.at > ("
+    "SELECT max(g.at) FROM change g"
+    " WHERE g.shop_id = b.shop_id AND g.item_id = b.item_id AND g.kind = 'gone' AND g.at < b.at)"
+    " ORDER BY b.at LIMIT 1)"
+)
+_RETURNED = [change.c[name] for name in ("shop_id", "item_id", "at", "shop_crawl_id")]
 _TAKE_BACK = f"SELECT change.id FROM {{r}} JOIN change ON {_SAME}"
 
 

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from models.changes import Change, record
 from models.crawls import shop_ids
 from models.items import Sighting, sighting_of, sightings_of
 from models.past import correct
@@ -98,6 +99,21 @@ async def test_seeing_again_what_was_seen_changes_no_row(engine: AsyncEngine, se
     again = random.Random(seed).choices(seen, k=150)
     assert await see_again(engine, again) == []
     assert await all_rows(engine, 1) == before
+
+
+async def test_an_item_is_back_from_its_first_sighting_on_whichever_is_stored_first(engine: AsyncEngine) -> None:
+    first, *later = sightings([(0, 4, 0, None)] * 6, 1, old=True)
+    await see(engine, [first])
+    async with engine.begin() as connection:
+        await record(connection, [Change(1, first.item_id, "gone", at(2) + TICK / 2, 7)])
+        await connection.execute(sa.update(item_seen).values(gone_at=at(2) + TICK / 2))
+    before_it_was_gone, earliest, between, newest = later[1:]
+    await see(engine, [newest])
+    assert await see_again(engine, [between, before_it_was_gone, earliest]) == []
+    async with engine.connect() as connection:
+        rows = (await connection.execute(sa.select(change).order_by(change.c.at))).all()
+    assert [(row.kind, row.at) for row in rows] == [("new", at(0)), ("gone", at(2) + TICK / 2), ("back", at(3))]
+    assert rows[-1].shop_crawl_id == earliest.shop_crawl_id
 
 
 @pytest.mark.parametrize("seed", range(3))
