@@ -25,7 +25,7 @@ def simulator() -> Iterator[SimulatorProcess]:
 
 def test_every_column_of_an_item_is_compared() -> None:
     bookkeeping = {"shop_id", "item_id", "shop_crawl_id", "first_seen", "changed_at", "last_seen", "figures_at"}
-    bookkeeping |= {"sheet_id", "content_hash", "misses", "gone_at"}
+    bookkeeping |= {"sheet_id", "content_hash", "misses", "missed_at", "gone_at"}
     assert set(COLUMNS) == {column.name for table in (item, item_seen) for column in table.columns} - bookkeeping
 
 

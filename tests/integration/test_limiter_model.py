@@ -465,5 +465,5 @@ def client(redis_server: RedisServer) -> Iterator[redis.Redis]:
 def test_the_script_does_what_the_model_says(client: redis.Redis) -> None:
     bound = type("BoundMachine", (Machine,), {"client": client, "script": client.register_script(script_text())})
     run_state_machine_as_test(
-        bound, settings=settings(max_examples=60, stateful_step_count=40, suppress_health_check=list(HealthCheck))
+        bound, settings=settings(max_examples=40, stateful_step_count=40, suppress_health_check=list(HealthCheck))
     )

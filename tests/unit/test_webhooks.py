@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -42,6 +43,7 @@ def is_genuine() -> Callable[..., bool]:
     [block] = re.findall(r"```python\n(.*?)```", DOCUMENTED, re.DOTALL)
     names: dict[str, Any] = {}
     exec(block, names)
+    names["time"] = SimpleNamespace(time=lambda: NOW)  # these tests may start long after NOW
     return names["is_genuine"]  # type: ignore[no-any-return]
 
 
