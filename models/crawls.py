@@ -254,13 +254,14 @@ async def _pending_recrawl(connection: AsyncConnection, shops: Sequence[ShopRequ
     return newest
 
 
-def _newest(column: sa.Column[Any], *more: sa.ColumnElement[bool]) -> sa.Subquery:
-    """The shop crawl of each shop with the highest value in `column`; those without a value do not count."""
-    order = sa.func.row_number().over(partition_by=shop_crawl.c.shop_id, order_by=column.desc())
-    columns = (shop_crawl.c.shop_id, shop_crawl.c.verdict, shop_crawl.c.settled_at, shop_crawl.c.options)
-    wanted = (column.is_not(None), shop_crawl.c.kind != "plan", *more)
-    inner = sa.select(*columns, order.label("nth")).where(*wanted).subquery()
-    return sa.select(inner).where(inner.c.nth == 1).subquery()
+def _newest(column: str, *conditions: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+    """The id of a shop's shop crawl with the highest value in `column`; those without a value do not count.
+
+    Looked up by shop, through its index: joined as a whole, all are read once for each shop if statistics are missing.
+    """
+    ids = sa.select(shop_crawl.c.id).where(shop_crawl.c.shop_id == shop.c.id, shop_crawl.c.kind != "plan", *conditions)
+    ids = ids.where(shop_crawl.c[column].is_not(None)).order_by(shop_crawl.c[column].desc()).limit(1)
+    return ids.correlate(shop).scalar_subquery()
 
 
 async def known_shops(
@@ -277,11 +278,12 @@ async def known_shops(
     Verdict and age are those of a shop's newest settled crawl: without one it fits neither filter.
     """
     # Crawls of mode `new` have options of their own, and there is a full one before each of them.
-    newest, settled = _newest(shop_crawl.c.id, shop_crawl.c.mode == FULL), _newest(shop_crawl.c.settled_at)
+    newest, settled = shop_crawl.alias("newest"), shop_crawl.alias("settled")
     query = (
         sa.select(shop.c.source, shop.c.key, newest.c.options)
-        .join(newest, newest.c.shop_id == shop.c.id)
-        .join(settled, settled.c.shop_id == shop.c.id, isouter=True)
+        .select_from(shop)
+        .join(newest, newest.c.id == _newest("id", shop_crawl.c.mode == FULL))
+        .join(settled, settled.c.id == _newest("settled_at"), isouter=True)
     )
     if source is not None:
         query = query.where(shop.c.source == source)

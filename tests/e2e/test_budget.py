@@ -56,6 +56,7 @@ async def until_waiting(fleet: Fleet, crawl_id: int) -> None:
     await until(waiting, what="the crawl to wait for a larger budget")
 
 
+@pytest.mark.slow
 async def test_workers_killed_at_random_never_make_a_call_beyond_the_budget(
     fleet: Fleet, simulator: SimulatorProcess
 ) -> None:

@@ -111,6 +111,7 @@ def test_a_refresh_crawls_old_shops_once_and_says_when_none_is_old(tmp_path: Pat
         assert sum(simulator.calls()["outcomes"].values()) == calls
 
 
+@pytest.mark.slow
 def test_only_pages_with_something_new_are_read(tmp_path: Path) -> None:
     with SimulatorProcess(shops=0, token=TOKEN, extra={"one": 200}) as simulator:
         env = {"data_dir": tmp_path / "data", "tmapi_tokens": TOKEN, "tmapi_base_url": simulator.url}

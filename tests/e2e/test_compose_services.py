@@ -109,6 +109,7 @@ def test_doctor_finds_nothing_wrong_in_a_container(stack: Stack) -> None:
     assert checked.returncode == 0, checked.stdout
 
 
+@pytest.mark.slow
 def test_one_more_worker_can_be_added_and_a_stopped_one_leaves_orderly(crawled: Stack) -> None:
     crawled.start("worker-2")
     assert crawled.stop("worker-2") == 0

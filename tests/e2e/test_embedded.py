@@ -46,6 +46,7 @@ def wait_until_gone(children: list[psutil.Process]) -> None:
     wait_until(lambda: not any(child.is_running() for child in children), within=GONE_WITHIN, what="the children's end")
 
 
+@pytest.mark.slow
 async def test_interrupted_crawl_is_continued_by_the_same_command(fleet: Fleet) -> None:
     for end, pages in ((signal.SIGINT, 50), (signal.SIGTERM, 150)):
         crawl, children = await start(fleet, pages)

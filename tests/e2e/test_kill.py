@@ -81,6 +81,7 @@ async def test_workers_killed_five_times_lose_nothing(fleet: Fleet) -> None:
     assert SENT_AGAIN in fleet.log("producer")
 
 
+@pytest.mark.slow
 async def test_worker_told_to_stop_finishes_what_it_holds_and_leaves_the_rest(fleet: Fleet) -> None:
     crawl_id = fleet.submit()
     await fleet.until_done(60)
@@ -98,6 +99,7 @@ async def test_flushed_redis_loses_nothing(fleet: Fleet, redis: RedisServer) -> 
     assert SENT_AGAIN in fleet.log("producer")
 
 
+@pytest.mark.slow
 async def test_redis_killed_under_full_load_and_started_empty_loses_nothing(fleet: Fleet, redis: RedisServer) -> None:
     crawl_id = fleet.submit()
     await fleet.until_done(60)

@@ -67,6 +67,7 @@ async def test_recrawl_overtakes_a_running_crawl_however_it_is_asked_for(fleet: 
     assert not await fleet.is_finished(1)
 
 
+@pytest.mark.slow
 async def test_recrawl_asked_for_again_and_again_is_done_once(fleet: Fleet, redis_url: str) -> None:
     await fleet.until_done(150)
     fleet.simulator.script({"set": {"latency": SLOW}, "shop": SMALL})

@@ -24,7 +24,7 @@ def simulated(**options: Any) -> SimulatorProcess:
     return SimulatorProcess(seed=9, token=TOKEN, **sizes | options)
 
 
-@pytest.fixture(params=["status", "body"])
+@pytest.fixture(params=["status", pytest.param("body", marks=pytest.mark.slow)])
 def gated(request: pytest.FixtureRequest) -> Iterator[SimulatorProcess]:
     """A vendor that answers 503, in either channel, to more than 20 calls at once."""
     with simulated(shops=50, gate=GATE, latency=0.1, switches={"gate_channel": request.param}) as running:

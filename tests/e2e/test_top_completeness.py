@@ -46,6 +46,7 @@ async def test_embedded_crawl_on_sqlite_of_simplified_answers_stores_exactly_the
         await assert_frugal(fleet)
 
 
+@pytest.mark.slow
 async def test_distributed_crawl_on_postgresql_of_wrapped_answers_stores_exactly_the_truth(
     tmp_path: Path, postgres_url: str, redis_url: str
 ) -> None:

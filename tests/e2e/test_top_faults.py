@@ -24,6 +24,7 @@ BURST = {"top": {"outcome": "isp:top-remote-connection-timeout", "each": 3, "tim
 LIES = [{"top": {"outcome": name, "shop": "yours", "pages": 2, "times": 1}} for name in ("short", "empty_page")]
 
 
+@pytest.mark.slow
 async def test_two_sources_side_by_side_are_complete_whatever_heals(tmp_path: Path) -> None:
     common = {"faults": "default", "token": TOKEN, "extra": {"mine": 130}}
     with (

@@ -178,7 +178,7 @@ def test_sigterm_finishes_and_acknowledges_what_runs_and_takes_nothing_new(
     assert worker.broker.lrange("journal", -1, -1) == ["loop-stop"]
 
 
-@pytest.mark.parametrize("soft_shutdown", ["0", "0.5"])
+@pytest.mark.parametrize("soft_shutdown", [pytest.param("0", marks=pytest.mark.slow), "0.5"])
 def test_sigquit_cancels_what_runs_and_returns_its_messages(
     start: Callable[..., PoolWorker], soft_shutdown: str
 ) -> None:
