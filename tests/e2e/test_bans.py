@@ -75,9 +75,8 @@ async def assert_stored_whole(fleet: Fleet, crawl_id: int) -> None:
     assert (await fleet.stored()).keys() == truth
 
 
-@pytest.mark.parametrize(
-    "scope", ["app_daily", *(pytest.param(scope, marks=pytest.mark.slow) for scope in ("api", "app_api", "dynamic"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["app_daily", "api", "app_api", "dynamic"])
 async def test_a_ban_for_the_day_frees_every_slot_and_the_crawl_goes_on_by_itself(
     tmp_path: Path, platform: SimulatorProcess, redis_url: str, postgres_url: str, scope: str
 ) -> None:

@@ -29,6 +29,7 @@ def test_every_column_of_an_item_is_compared() -> None:
     assert set(COLUMNS) == {column.name for table in (item, item_seen) for column in table.columns} - bookkeeping
 
 
+@pytest.mark.slow
 async def test_embedded_crawl_on_sqlite_stores_exactly_the_truth(tmp_path: Path, simulator: SimulatorProcess) -> None:
     with Fleet(tmp_path, simulator) as fleet:
         done = fleet.run("crawl", str(fleet.shops_file()), "--quiet", "--json")

@@ -109,6 +109,7 @@ async def test_redis_killed_under_full_load_and_started_empty_loses_nothing(flee
     assert SENT_AGAIN in fleet.log("producer")
 
 
+@pytest.mark.slow
 async def test_two_producers_send_no_page_twice_and_may_be_killed_one_after_the_other(fleet: Fleet) -> None:
     fleet.producer("producer-2")
     crawl_id = fleet.submit()

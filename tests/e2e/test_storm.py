@@ -43,7 +43,7 @@ async def test_gate_of_20_is_found_by_a_fleet_allowed_200(tmp_path: Path, gated:
         assert (await fleet.calls()) == outcomes
 
 
-@pytest.fixture(params=["balance", "token"])
+@pytest.fixture(params=["balance", pytest.param("token", marks=pytest.mark.slow)])
 def refusing(request: pytest.FixtureRequest) -> Iterator[SimulatorProcess]:
     """A vendor that stops after 100 calls: for want of money, or because it knows the token no more."""
     with simulated(latency=0.1, balance=100 if request.param == "balance" else None) as running:

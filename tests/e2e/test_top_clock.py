@@ -50,7 +50,8 @@ async def test_processes_in_any_time_zone_ask_for_the_same_windows(
         assert simulator.top_calls()["outcomes"].keys() == {"200"}
 
 
-@pytest.mark.parametrize("minutes", [pytest.param(9, marks=pytest.mark.slow), -9])
+@pytest.mark.slow
+@pytest.mark.parametrize("minutes", [9, -9])
 async def test_clock_nine_minutes_off_works(tmp_path: Path, simulator: SimulatorProcess, minutes: int) -> None:
     simulator.advance(60 * minutes)
     with fleet_before(tmp_path, simulator) as fleet:

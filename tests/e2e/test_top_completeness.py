@@ -35,6 +35,7 @@ def platform(**switches: Any) -> SimulatorProcess:
     return SimulatorProcess(shops=0, seed=4, top=SELLERS, switches=switches)
 
 
+@pytest.mark.slow
 async def test_embedded_crawl_on_sqlite_of_simplified_answers_stores_exactly_the_truth(tmp_path: Path) -> None:
     with (
         platform() as simulator,
