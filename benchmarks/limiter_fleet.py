@@ -1,13 +1,12 @@
 """The limit found by a whole fleet: workers, producer, queue and store, an API with a gate that nobody was told."""
 
-import argparse
 import asyncio
 import statistics
 import sys
 from collections.abc import Sequence
 
 from benchmarks import limiter_gate
-from benchmarks.figures import Figure, report
+from benchmarks.figures import Figure
 from benchmarks.limiter_load import Watch
 from benchmarks.limiter_urgent import submit
 from benchmarks.rig import Rig, rig
@@ -52,20 +51,11 @@ def figures(runs: Sequence[dict[str, float]], channel: str) -> list[Figure]:
 
 def main() -> bool:
     """Run as the command line says; returns whether every limit was kept."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.limiter_fleet", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--channels", nargs="+", choices=("status", "body"), default=["status", "body"])
-    options = parser.parse_args()
-    shown: list[Figure] = []
-    details: dict[str, object] = {}
+    options = limiter_gate.command_line(NAME, __doc__)
     with rig() as bench:
-        for channel in options.channels:
-            runs = [run_once(bench, f"{channel}_{number}", channel) for number in range(options.repeats)]
-            details[channel] = runs
-            shown += figures(runs, channel)
-            for run in runs:
-                print(channel, {name: round(value, 4) for name, value in run.items()}, flush=True)
-    return report(NAME, shown, details)
+        return limiter_gate.measure(
+            NAME, options, lambda channel, n: run_once(bench, f"{channel}_{n}", channel), figures
+        )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.figures import Figure, report
@@ -19,6 +19,7 @@ WARM_UP = 10.0
 PLATEAU = 0.9  # of the ideal, with few refusals: the new plateau counts as reached
 MOST_REFUSED = 0.02
 MEASURED = {50: 20.0, 20: 10.0, 100: 25.0}
+Run = dict[str, float]
 LIMITS = {"goodput": 0.95, "refused": 0.005, "down": 5.0, "up": 15.0}
 
 
@@ -70,22 +71,37 @@ def figures(runs: Sequence[dict[str, float]], channel: str) -> list[Figure]:
     ]
 
 
-def main() -> bool:
-    """Run as the command line says; returns whether every limit was kept."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.limiter_gate", description=__doc__)
+def command_line(name: str, description: str | None) -> argparse.Namespace:
+    """How often to run, and by which channels the API refuses."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--channels", nargs="+", choices=("status", "body"), default=["status", "body"])
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def measure(
+    name: str,
+    options: argparse.Namespace,
+    once: Callable[[str, int], Run],
+    figures: Callable[[Sequence[Run], str], list[Figure]],
+) -> bool:
+    """Run by each channel as often as wanted, print and keep the figures; returns whether every limit was kept."""
     shown: list[Figure] = []
     details: dict[str, object] = {}
+    for channel in options.channels:
+        runs = [once(channel, number) for number in range(options.repeats)]
+        details[channel] = runs
+        shown += figures(runs, channel)
+        for run in runs:
+            print(channel, {key: round(value, 4) for key, value in run.items()}, flush=True)
+    return report(name, shown, details)
+
+
+def main() -> bool:
+    """Run as the command line says; returns whether every limit was kept."""
+    options = command_line(NAME, __doc__)
     with tempfile.TemporaryDirectory(prefix="shopcrawl-bench-") as folder:
-        for channel in options.channels:
-            runs = [run_once(Path(folder) / f"{channel}-{n}", channel, seed=n) for n in range(options.repeats)]
-            details[channel] = runs
-            shown += figures(runs, channel)
-            for run in runs:
-                print(channel, {name: round(value, 4) for name, value in run.items()}, flush=True)
-    return report(NAME, shown, details)
+        return measure(NAME, options, lambda channel, n: run_once(Path(folder) / f"{channel}-{n}", channel, n), figures)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from models import changes
 from models.database import reader
 from models.errors import UsageError
-from models.items import VALUES
+from models.items import VALUES, plain
 from models.tables import change, item, shop
 
 BATCH = 1_000
@@ -80,7 +80,7 @@ def _plain_prices(values: dict[str, Any] | None) -> dict[str, Any] | None:
     if values is None or PRICES.isdisjoint(values):
         return values
     return {
-        name: format(Decimal(value).normalize(), "f") if name in PRICES and isinstance(value, str) else value
+        name: plain(Decimal(value)) if name in PRICES and isinstance(value, str) else value
         for name, value in values.items()
     }
 

@@ -96,7 +96,8 @@ def content_hash(item: Item) -> int:
 
 
 @lru_cache(maxsize=4096)  # neighbours often have the same figures: none
-def _plain(value: Decimal) -> str:
+def plain(value: Decimal) -> str:
+    """A decimal's text without idle zeros: equal numbers are equal texts."""
     return format(value.normalize(), "f")
 
 
@@ -134,8 +135,8 @@ def _state(item: Item) -> _State:
     gmv_30d, gmv_90d, sold_30d, sold_90d, orders_30d, rank_score = _figures(item)
     return _State(
         item.item_id, content_hash(item),
-        gmv_30d if gmv_30d is None else _plain(gmv_30d), gmv_90d if gmv_90d is None else _plain(gmv_90d),
-        sold_30d, sold_90d, orders_30d, rank_score if rank_score is None else _plain(rank_score),
+        gmv_30d if gmv_30d is None else plain(gmv_30d), gmv_90d if gmv_90d is None else plain(gmv_90d),
+        sold_30d, sold_90d, orders_30d, rank_score if rank_score is None else plain(rank_score),
     )  # fmt: skip
 
 

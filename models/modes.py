@@ -90,7 +90,13 @@ def left_out(source: str, options: Mapping[str, Any]) -> list[Any]:
 
 def is_whole(source: str, options: Mapping[str, Any], mode: str) -> bool:
     """Whether a crawl shows all that its filters let through, and not only what has changed."""
-    return mode == FULL and source_named(source).whole(options) == options
+    given = {name: value for name, value in options.items() if value is not None}
+    return mode == FULL and source_named(source).whole(given) == given
+
+
+def shows_all(source: str, options: Mapping[str, Any], mode: str) -> bool:
+    """Whether a crawl shows all items of its shop, so that it may prove something about those it misses."""
+    return is_whole(source, options, mode) and not any(left_out(source, options))
 
 
 async def _newest(connection: AsyncConnection, shops: Mapping[int, Wanted]) -> dict[int, sa.Row[Any]]:

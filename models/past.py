@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from models.bulk import insert_rows, query_rows
 from models.changes import Change, record
 from models.database import is_postgresql
-from models.items import FIGURES, VALUES, ItemKey, Sighting, same
+from models.items import FIGURES, VALUES, ItemKey, Sighting, plain, same
 from models.retold import changes_told, rewritten
 from models.settings import TRACKED_FIELDS
 from models.sheets import detach
@@ -229,11 +229,8 @@ def _figures(entry: Entry | None) -> dict[str, Any]:
     """The columns of figures, decimals as plain text: on SQLite equal numbers must be equal texts."""
     if entry is None:
         return {"figures_at": None, **dict.fromkeys(FIGURES)}
-    plain = {
-        name: format(value.normalize(), "f") if isinstance(value, Decimal) else value
-        for name, value in entry.values.items()
-    }
-    return {"figures_at": entry.at, **plain}
+    texts = {name: plain(value) if isinstance(value, Decimal) else value for name, value in entry.values.items()}
+    return {"figures_at": entry.at, **texts}
 
 
 def _past(timeline: Timeline) -> dict[datetime, tuple[datetime, Entry]]:

@@ -16,7 +16,7 @@ from models.durations import EPOCH
 from models.errors import UsageError
 from models.feed import Entry, Wanted, entries_of, read_changes, select_entries
 from models.items import FIGURES, VALUES
-from models.modes import is_whole, left_out
+from models.modes import shows_all
 from models.sheets import LAST_SEEN, WITH_SHEET
 from models.tables import (
     change,
@@ -220,7 +220,7 @@ async def _crawls(connection: AsyncConnection, found: sa.Row[Any]) -> list[ShopC
             crawl=row.crawl_id,
             kind=row.kind,
             mode=row.mode,
-            whole=is_whole(found.source, row.options, row.mode) and not any(left_out(found.source, row.options)),
+            whole=shows_all(found.source, row.options, row.mode),
             verdict=row.verdict,
             reason=row.reason,
             settled_at=row.settled_at,

@@ -14,6 +14,7 @@ from models.bulk import query_rows
 from models.changes import Change, record
 from models.database import is_postgresql
 from models.ledger import pack_keys, unpack_keys
+from models.modes import shows_all
 from models.sheets import LAST_SEEN, SEEN_BY, WITH_SHEET, loosen_unseen
 from models.source import source_named
 from models.tables import item_seen, page, shop_crawl, slice_
@@ -59,12 +60,8 @@ class _Page:
 
 
 def is_whole(row: sa.Row[Any]) -> bool:
-    """Whether a shop crawl asks for all items of its shop, so that it may prove something about those it misses."""
-    return row.kind != "plan" and row.mode == "full" and not any(map(row.options.get, _filters(row.source)))
-
-
-def _filters(source: str) -> Sequence[str]:
-    return source_named(source).filter_names
+    """Whether a shop crawl shows all items of its shop, and is no mere count."""
+    return row.kind != "plan" and shows_all(row.source, row.options, row.mode)
 
 
 def direction(source: str, options: Any) -> int:

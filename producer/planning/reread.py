@@ -9,14 +9,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from models.bulk import insert_rows
-from models.crawls import new_page
 from models.settings import Settings
 from models.sheets import LAST_SEEN, WITH_SHEET
 from models.source import source_named
 from models.tables import crawl, item, item_seen, page, shop_crawl, slice_
 from producer.planning.delist import Evidence, look
 from producer.planning.facts import progress_of
+from producer.planning.parts import numbered, page_of, write
 from producer.planning.plan import NEW, PageFact, Progress, Review, in_order, tally
 from producer.planning.second import BAND, STEPS, Need, Part, Prices, advance, allowance, open_step
 from producer.planning.verdict import is_suspicious
@@ -38,16 +37,12 @@ class _Pass:
 
     def keep(self, part: Part, now: datetime) -> None:
         """Note a part as it is now; a new one gets its number, an open one its next page."""
-        if not part.number:
-            self.progress = replace(self.progress, slices=self.progress.slices + 1)
-            part = replace(part, number=self.progress.slices)
+        self.progress, part = numbered(self.progress, part)
         self.changed[part.number] = part
         if part.is_open:
             rank = self.progress.planned + 1
             self.progress = replace(self.progress, planned=rank)
-            held = self.row.state == "held"
-            made = new_page(self.row.id, self.row.source, rank, self.row.priority, now, held=held)
-            self.pages.append({**made, "slice": part.number, "number": part.calls + 1, "page_no": part.cursor})
+            self.pages.append(page_of(self.row, part, rank, now))
 
 
 async def review(
@@ -226,13 +221,5 @@ async def load(connection: AsyncConnection, shop_crawl_ids: Sequence[int]) -> di
 
 
 async def _write(connection: AsyncConnection, passes: Mapping[int, _Pass], now: datetime) -> None:
-    always = {"round": 1, "end_at": now, "behind": 0, "turn": 1, "missing": 0}
-    rows = [
-        {"shop_crawl_id": key, **always, **{name: getattr(part, name) for name in COLUMNS}}
-        for key, each in passes.items()
-        for part in each.changed.values()
-    ]
-    updates = ", ".join(f'"{name}" = excluded."{name}"' for name in COLUMNS if name != "number")
-    conflict = f"ON CONFLICT (shop_crawl_id, number) DO UPDATE SET {updates}"
-    await insert_rows(connection, slice_, rows, conflict=conflict)
-    await insert_rows(connection, page, [row for each in passes.values() for row in each.pages])
+    """What a window of time has besides, means nothing here."""
+    await write(connection, passes, COLUMNS, round=1, end_at=now, behind=0, turn=1, missing=0)

@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from models.bulk import query_rows
 from models.database import is_postgresql
 from models.ledger import unpack_keys
+from models.modes import left_out
 from models.settings import Settings
-from models.source import source_named
 from models.tables import crawl, shop, shop_crawl
 from producer.planning import reread, slices
 from producer.planning.delist import Evidence, delist, is_whole, look
@@ -54,7 +54,9 @@ async def settle(
             gone[key] = await delist(connection, shops[key], proved, now, settings.gone_after)
     seen = {key: (verdicts[key], distinct[key]) for key in sorted(ended) if is_whole(shops[key])}
     await _remember(connection, seen, shops, now)
-    whole = [key for key in windows if verdicts[key].verdict == "complete" and not is_filtered(shops[key])]
+    # A crawl of some of the changes proves nothing about the others.
+    unfiltered = {key for key in windows if not any(left_out(shops[key].source, shops[key].options))}
+    whole = [key for key in windows if verdicts[key].verdict == "complete" and key in unfiltered]
     await _advance_watermarks(connection, {shops[key].shop_id: windows[key] for key in whole})
     return {
         key: dict(zip(COLUMNS, ("settled", v.verdict, v.reason, distinct[key], gone[key], now), strict=True))
@@ -114,11 +116,6 @@ async def _remember(
     )
     columns = [shop.c.id, shop.c.known_items, shop.c.suspect_items, shop.c.baseline_at]
     await query_rows(connection, sql, columns, rows)
-
-
-def is_filtered(row: sa.Row[Any]) -> bool:
-    """Whether a shop crawl shows only some of what changed in the shop, and so proves nothing about the rest."""
-    return any(row.options.get(name) for name in source_named(row.source).filter_names if name != "since")
 
 
 async def _advance_watermarks(connection: AsyncConnection, windows: Mapping[int, Sequence[Slice]]) -> None:

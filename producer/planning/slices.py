@@ -10,13 +10,13 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.bulk import insert_rows, query_rows
-from models.crawls import new_page
 from models.ledger import TOO_FAR, unpack_keys
 from models.settings import Settings
 from models.source import WindowRules, source_named
 from models.tables import item, learned, page, slice_
 from models.windows import ROOT
 from producer.planning.facts import progress_of
+from producer.planning.parts import numbered, page_of, write
 from producer.planning.plan import PageFact, Progress, Review, tally
 from producer.planning.windows import (
     CHECK,
@@ -57,9 +57,7 @@ class Shop:
 
     def keep(self, part: Slice) -> Slice:
         """Note a slice as it is now; a new one gets its number."""
-        if not part.number:
-            self.progress = replace(self.progress, slices=self.progress.slices + 1)
-            part = replace(part, number=self.progress.slices)
+        self.progress, part = numbered(self.progress, part)
         self.changed[part.number] = self.slices[part.number] = part
         return part
 
@@ -87,7 +85,7 @@ async def review(
         await _take_in(connection, shop, now)
     await _verify(connection, shops)
     reviews = {key: await _conclude(connection, shop, now) for key, shop in shops.items()}
-    await _write(connection, shops)
+    await write(connection, shops, COLUMNS)
     return reviews
 
 
@@ -221,20 +219,7 @@ def _make_pages(shop: Shop, due: datetime) -> None:
             continue
         made = shop.progress.pages_made + 1
         shop.progress = replace(shop.progress, pages_made=made)
-        row = new_page(shop.row.id, shop.row.source, made, shop.row.priority, due, held=shop.row.state == "held")
-        shop.pages.append({**row, "slice": part.number, "number": part.calls + 1, "page_no": part.cursor})
-
-
-async def _write(connection: AsyncConnection, shops: Mapping[int, Shop]) -> None:
-    rows = [
-        {"shop_crawl_id": key, **{name: getattr(part, name) for name in COLUMNS}}
-        for key, shop in shops.items()
-        for part in shop.changed.values()
-    ]
-    updates = ", ".join(f'"{name}" = excluded."{name}"' for name in COLUMNS if name != "number")
-    conflict = f"ON CONFLICT (shop_crawl_id, number) DO UPDATE SET {updates}"
-    await insert_rows(connection, slice_, rows, conflict=conflict)
-    await insert_rows(connection, page, [row for shop in shops.values() for row in shop.pages])
+        shop.pages.append(page_of(shop.row, part, made, due))
 
 
 async def _slices(connection: AsyncConnection, wanted: Iterable[Key]) -> dict[int, dict[int, Slice]]:

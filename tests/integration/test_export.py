@@ -194,11 +194,11 @@ async def test_an_empty_store_gives_a_valid_empty_export(engine: AsyncEngine, fo
     ("options", "message"),
     [
         ({"format": "xlsx"}, "unknown format 'xlsx'"),
-        ({"format": "csv", "columns": ["price", "rest_hash"]}, "unknown column 'rest_hash'"),
+        ({"format": "csv", "columns": ["price", "content_hash"]}, "unknown column 'content_hash'"),
         ({"format": "csv", "columns": []}, "no column chosen"),
         ({"format": "csv", "shops": ["typo"]}, "unknown shop: 'typo'"),
         ({"since": "yesterday"}, "'yesterday' is no time"),
-        ({"where": ["rest_hash=1"]}, "unknown column 'rest_hash' in a condition; columns: source, shop, item_id"),
+        ({"where": ["content_hash=1"]}, "unknown column 'content_hash' in a condition; columns: source, shop, item_id"),
         ({"where": ["price is cheap"]}, "condition 'price is cheap': write it as COLUMN OPERATOR VALUE"),
     ],
 )

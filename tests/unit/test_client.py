@@ -340,9 +340,15 @@ async def test_an_untrusted_certificate_stops_the_source(tls: ssl.SSLContext) ->
 
 
 async def test_a_server_that_speaks_no_tls_is_a_tls_fault() -> None:
-    async with serving(answering(ok(b"{}"))) as (_, url), Client(settings()) as client:
+    async def answer_at_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)  # a client's hello has no end that a reader of lines would see
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer_at_once, "127.0.0.1", 0) as listener, Client(settings()) as client:
+        port = listener.sockets[0].getsockname()[1]
         with pytest.raises(TransientError) as caught:
-            await client.fetch(call(url.replace("http:", "https:")))
+            await client.fetch(call(f"https://127.0.0.1:{port}/1688/shop/items"))
     assert_silent(caught.value)
     assert caught.value.code in {"tls", "reset", "connect"}
 

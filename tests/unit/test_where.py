@@ -65,7 +65,7 @@ def test_a_condition_is_column_operator_and_a_value_of_the_columns_type(text: st
         ("title=", "no value; write is empty"),
         ("title=a\0b", "no database keeps such characters"),
         ("title=\ud800", "no database keeps such characters"),
-        ("rest_hash=1", "unknown column 'rest_hash' in a condition; columns: source, shop, item_id, title"),
+        ("content_hash=1", "unknown column 'content_hash' in a condition; columns: source, shop, item_id, title"),
         ("1=1; DROP TABLE item", "unknown column '1'"),
         ("price>=10 or 1=1", "price >= '10 or 1=1': not a number"),
     ],
