@@ -20,7 +20,7 @@ RATE, RATE_SECONDS = 100, 60.0
 GATES = {"token-a": 10, "token-b": 20, "token-c": 40}
 DYING, LATENCY = "token-b", 0.2
 MOST = 40
-OVERHEAD_PAGES = 6000
+OVERHEAD_PAGES, IN_HAND, TURNS = 8_000, 200, 6
 
 Run = Mapping[str, float]
 
@@ -99,14 +99,18 @@ def use_every_token(folder: Path, seconds: float) -> Run:
 
 
 def cost_little(folder: Path, _seconds: float) -> Run:
-    """One process with and without the limiter against an API that answers at once, in turn."""
-    with callers(folder, {}, tmapi_concurrency_fixed=50) as started:
-        rates: dict[bool, float] = {}
-        for limited in (False, True, False, True):
-            done = started.start(f"caller-{limited}", at_once=50, pages=OVERHEAD_PAGES, limited=limited).finish()
-            rates[limited] = max(rates.get(limited, 0.0), done.pages / done.seconds)
-    price = 1 - rates[True] / rates[False]
-    return {"limiter's price": price, "pages/s with it": rates[True], "pages/s without it": rates[False]}
+    """One process with and without the limiter against an API that answers at once, in turn.
+
+    It has as many pages in hand as a worker by default: a page waits 10 ms for the check that it is no duplicate.
+    """
+    with callers(folder, {}, tmapi_concurrency_fixed=IN_HAND) as started:
+        seconds = {True: 0.0, False: 0.0}
+        for limited in (False, True) * TURNS:
+            orders = {"at_once": IN_HAND, "pages": OVERHEAD_PAGES, "limited": limited}
+            seconds[limited] += started.start(f"caller-{limited}", **orders).finish().seconds
+    pages = TURNS * OVERHEAD_PAGES
+    rates = {"pages/s with it": pages / seconds[True], "pages/s without it": pages / seconds[False]}
+    return {"limiter's price": 1 - seconds[False] / seconds[True], **rates}
 
 
 PARTS: dict[str, Callable[[Path, float], Run]] = {
