@@ -5,6 +5,8 @@ import asyncio
 import statistics
 import sys
 
+import psutil
+
 from benchmarks.crawls import crawl_all
 from benchmarks.figures import Figure, report
 from benchmarks.rig import Rig, cpu_by_role, peak_megabytes, rig
@@ -30,7 +32,7 @@ def crawl_once(bench: Rig, simulator: SimulatorProcess, name: str, concurrency: 
         tmapi_concurrency_max=concurrency,
     )
     with bench.fleet(environment, 1) as roles:
-        everyone = {**roles, **bench.servers()}
+        everyone = {**roles, **bench.servers(), "simulator": [psutil.Process(simulator.pid)]}
         before = cpu_by_role(everyone)
         crawled = asyncio.run(crawl_all(database, simulator))
         after = cpu_by_role(everyone)

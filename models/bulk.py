@@ -70,6 +70,16 @@ async def insert_encoded(
     return result.all() if returning else []
 
 
+async def change_rows(
+    connection: AsyncConnection, sql: str, columns: Sequence[sa.Column[Any]], rows: Sequence[Row | msgspec.Raw]
+) -> int:
+    """Run `sql` as `query_rows` does; returns how many rows it has inserted, changed or deleted."""
+    if not rows:
+        return 0
+    statement = sa.text(sql.format(r=recordset(connection, columns)))
+    return (await connection.execute(statement, {"rows": as_json(rows)})).rowcount
+
+
 async def query_rows(
     connection: AsyncConnection,
     sql: str,

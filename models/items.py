@@ -23,8 +23,8 @@ VALUES = tuple(name for name in Item.__struct_fields__ if name not in {"item_id"
 ANNOUNCED = ("title", "price")
 """What the change `new` tells of an item."""
 _STEP = Decimal("0.000001")  # what PostgreSQL keeps of a decimal
-_values = attrgetter(*VALUES)
 _figures = attrgetter(*FIGURES)
+_MARKS = tuple(f',"{name}":'.encode() for name in FIGURES)
 
 ItemKey = tuple[int, str]
 
@@ -48,21 +48,27 @@ class Sighting(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def item(self) -> Item:
-        """The item, read back from its row."""
+        """The item without its figures, read back from its row."""
         return msgspec.json.decode(self.row, type=Item)
 
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Its figures by name, read back from its row of `item_seen`."""
+        seen = msgspec.json.decode(self.seen, type=Item)
+        return dict(zip(FIGURES, _figures(seen), strict=True))
 
-class _State(msgspec.Struct):
+
+class _State(msgspec.Struct, omit_defaults=True):
     """What `item_seen` says of an item, decimals as plain text: on SQLite equal numbers must be equal texts."""
 
     item_id: str
     content_hash: int
-    gmv_30d: str | None
-    gmv_90d: str | None
-    sold_30d: int | None
-    sold_90d: int | None
-    orders_30d: int | None
-    rank_score: str | None
+    gmv_30d: str | None = None
+    gmv_90d: str | None = None
+    sold_30d: int | None = None
+    sold_90d: int | None = None
+    orders_30d: int | None = None
+    rank_score: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +98,15 @@ def digest(content: bytes) -> int:
 
 def content_hash(item: Item) -> int:
     """A digest of all values as they were sent. It is a hint: equal ones leave nothing to compare."""
-    return digest(msgspec.json.encode(_values(item)))
+    return digest(_without_figures(item, _figures(item)))
+
+
+def _without_figures(item: Item, figures: tuple[Any, ...]) -> bytes:
+    """The item as a JSON object without its figures, which are its last fields."""
+    encoded = msgspec.json.encode(item)
+    first = next((mark for mark, value in zip(_MARKS, figures, strict=True) if value is not None), None)
+    # In a text the quote would stand behind a backslash, and a key of `extra` stands before: the last one is ours.
+    return encoded if first is None else encoded[: encoded.rindex(first)] + b"}"
 
 
 @lru_cache(maxsize=4096)  # neighbours often have the same figures: none
@@ -113,9 +127,11 @@ def sightings_of(
     row = _opened(ours | {"first_seen": seen_at, "changed_at": seen_at})
     sightings, states = [], []
     for item in items:
-        state = msgspec.json.encode(_state(item))
+        figures = _figures(item)
+        values = _without_figures(item, figures)
+        state = msgspec.json.encode(_state(item.item_id, digest(values), figures))
         # The item's own fields follow ours, encoded without a detour over a dict.
-        raws = msgspec.Raw(seen + state[1:]), msgspec.Raw(row + msgspec.json.encode(item)[1:])
+        raws = msgspec.Raw(seen + state[1:]), msgspec.Raw(row + values[1:])
         sightings.append(Sighting(shop_id, shop_crawl_id, seen_at, item.item_id, *raws))
         states.append(state)
     return sightings, digest(b"".join(sorted(states)))
@@ -131,10 +147,10 @@ def _opened(values: Mapping[str, Any]) -> bytes:
     return msgspec.json.encode(values)[:-1] + b","
 
 
-def _state(item: Item) -> _State:
-    gmv_30d, gmv_90d, sold_30d, sold_90d, orders_30d, rank_score = _figures(item)
+def _state(item_id: str, content_hash: int, figures: tuple[Any, ...]) -> _State:
+    gmv_30d, gmv_90d, sold_30d, sold_90d, orders_30d, rank_score = figures
     return _State(
-        item.item_id, content_hash(item),
+        item_id, content_hash,
         gmv_30d if gmv_30d is None else plain(gmv_30d), gmv_90d if gmv_90d is None else plain(gmv_90d),
         sold_30d, sold_90d, orders_30d, rank_score if rank_score is None else plain(rank_score),
     )  # fmt: skip

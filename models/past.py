@@ -187,8 +187,7 @@ def _with_rest(versions: Timeline, seen: Entry, tracked: Collection[str]) -> Tim
 
 
 def _with_figures(sales: Timeline, sighting: Sighting, known: _Known) -> Timeline:
-    item = sighting.item
-    entry = Entry(sighting.seen_at, 0, {name: getattr(item, name) for name in FIGURES})
+    entry = Entry(sighting.seen_at, 0, sighting.figures)
     if all(value is None for value in entry.values.values()):
         return sales
     seen_at, _shop_crawl_id = known.newest

@@ -99,12 +99,6 @@ class Item(msgspec.Struct, kw_only=True, omit_defaults=True):
     agent_price: Decimal | None = None
     quantity_begin: int | None = None
     stock: int | None = None
-    gmv_30d: Decimal | None = None
-    gmv_90d: Decimal | None = None
-    sold_30d: int | None = None
-    sold_90d: int | None = None
-    orders_30d: int | None = None
-    rank_score: Decimal | None = None
     new_product: bool | None = None
     type: str | None = None
     unit: str | None = None
@@ -113,6 +107,13 @@ class Item(msgspec.Struct, kw_only=True, omit_defaults=True):
     props: list[list[str]] | None = None
     created_time: datetime | None = None
     extra: dict[str, Any] | None = None
+    # What moves by itself stands last: the rest is cut off before it and stored on its own (models/items.py).
+    gmv_30d: Decimal | None = None
+    gmv_90d: Decimal | None = None
+    sold_30d: int | None = None
+    sold_90d: int | None = None
+    orders_30d: int | None = None
+    rank_score: Decimal | None = None
 
 
 class FetchedPage(msgspec.Struct):

@@ -1,21 +1,23 @@
 """Sightings into the store: most only move a slim row; what is new or changed is written in full, with its history."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from datetime import datetime
+from operator import attrgetter
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models import sheets
-from models.bulk import insert_encoded, query_rows
-from models.changes import Change, record
+from models.bulk import change_rows, insert_encoded, query_rows
+from models.changes import record
 from models.database import is_postgresql
 from models.items import FIGURES, VALUES, Diff, Difference, ItemKey, Sighting, changes_of, difference, news_of, waves
 from models.past import correct
 from models.settings import TRACKED_FIELDS
 from models.tables import item, item_sales, item_seen, item_version, shop
 
+_key = attrgetter("shop_id", "item_id")
 _KEY = [item_seen.c.shop_id, item_seen.c.item_id]
 _SEEN = [*_KEY, *(item_seen.c[n] for n in ("sheet_id", "last_seen", "shop_crawl_id", "content_hash", *FIGURES))]
 _STORED = [item.c.shop_id, item.c.item_id, *(item.c[name] for name in VALUES)]
@@ -36,8 +38,10 @@ _SOME_FIGURE = " OR ".join(f"r.{name} IS NOT NULL" for name in FIGURES)
 _ADD = (
     f"INSERT INTO item_seen ({', '.join(column.name for column in _SEEN)}, figures_at)"
     f" SELECT {', '.join(f'r.{column.name}' for column in _SEEN)}, CASE WHEN {_SOME_FIGURE} THEN r.last_seen END"
-    " FROM {r} WHERE true ON CONFLICT DO NOTHING RETURNING shop_id, item_id"
+    " FROM {r} WHERE true ON CONFLICT DO NOTHING"
 )
+# A sheet that a transaction has begun is on no row that another one has written.
+_ADDED = f"SELECT r.shop_id, r.item_id FROM {_JOIN} WHERE item_seen.sheet_id = r.sheet_id"
 _TOUCH = (
     "UPDATE item_seen SET sheet_id = r.sheet_id, last_seen = r.last_seen, shop_crawl_id = r.shop_crawl_id,"
     f" content_hash = r.content_hash, misses = 0, gone_at = NULL,"
@@ -123,21 +127,19 @@ async def observe(
     A field that a source did not send keeps what is stored. What is no newer than an item's last sighting corrects its
     history. `sheet_ids`: the sheets of the pages that show the sightings, by the sightings' identity.
     """
-    result = Diff()
-    for wave in waves(sightings):
+    result, all_waves = Diff(), waves(sightings)
+    since = await _baselines(connection, all_waves[0]) if all_waves else {}
+    for wave in all_waves:
         rows = {sighting.key: _row(sighting, (sheet_ids or {}).get(id(sighting))) for sighting in wave}
-        known, unknown = await _look(connection, wave, rows)
-        new = await _add(connection, unknown, rows)
-        if len(new) < len(unknown):  # another writer was quicker
-            added = {sighting.key for sighting in new}
-            raced, _none = await _look(connection, [s for s in unknown if s.key not in added], rows)
-            known = _together(known, raced)
+        new, known = await _sort_out(connection, wave, rows, since, on_sheets=sheet_ids is not None)
         found = await _compare(connection, known, tracked)
         await _rewrite(connection, found)
         await _touch(connection, known, rows)
         if known.late:
             await correct(connection, known.late, tracked=tracked)
-        await record(connection, [*await _news(connection, new), *(c for each in found for c in changes_of(each))])
+        # Only where all was known before, a first sighting is an event.
+        news = [news_of(s) for s in new if s.shop_id in since and s.seen_at > since[s.shop_id]]
+        await record(connection, [*news, *(c for each in found for c in changes_of(each))])
         result.new.extend(new)
         result.changed.extend(each.sighting for each in found if each.tracked)
         result.late.extend(known.late)
@@ -147,6 +149,27 @@ async def observe(
 def _row(sighting: Sighting, sheet_id: int | None) -> msgspec.Raw:
     """The sighting's row of `item_seen`, on a sheet."""
     return sighting.seen if sheet_id is None else msgspec.Raw(b'{"sheet_id":%d,' % sheet_id + bytes(sighting.seen)[1:])
+
+
+async def _sort_out(
+    connection: AsyncConnection,
+    wave: Sequence[Sighting],
+    rows: Mapping[ItemKey, msgspec.Raw],
+    since: Container[int],
+    *,
+    on_sheets: bool,
+) -> tuple[list[Sighting], _Known]:
+    """Sightings of new items, which are stored by now, and of known ones, which are locked."""
+    # Of shops that were never read completely most items are new: to look for them first would be in vain.
+    unread = [sighting for sighting in wave if sighting.shop_id not in since]
+    new, old = await _add(connection, unread, rows, on_sheets=on_sheets)
+    looked_for = [*old, *(sighting for sighting in wave if sighting.shop_id in since)]
+    known, unknown = await _look(connection, sorted(looked_for, key=_key), rows)
+    if unknown:
+        added, raced = await _add(connection, unknown, rows, on_sheets=on_sheets)
+        new += added
+        known = _together(known, (await _look(connection, raced, rows))[0])
+    return new, known
 
 
 async def _look(
@@ -178,15 +201,21 @@ def _together(one: _Known, other: _Known) -> _Known:
 
 
 async def _add(
-    connection: AsyncConnection, sightings: Sequence[Sighting], rows: Mapping[ItemKey, msgspec.Raw]
-) -> list[Sighting]:
-    """Store items that are not known yet; returns those that nobody else has stored meanwhile."""
-    found = await query_rows(connection, _ADD, _SEEN, [rows[sighting.key] for sighting in sightings])
-    added = {tuple(row) for row in found}
-    new = [sighting for sighting in sightings if sighting.key in added]
+    connection: AsyncConnection, sightings: Sequence[Sighting], rows: Mapping[ItemKey, msgspec.Raw], *, on_sheets: bool
+) -> tuple[list[Sighting], list[Sighting]]:
+    """Store items that are not known yet; returns the sightings of these, and those of the others."""
+    ours = [rows[sighting.key] for sighting in sightings]
+    if not on_sheets:
+        added = await query_rows(connection, f"{_ADD} RETURNING shop_id, item_id", _SEEN, ours)
+    elif await change_rows(connection, _ADD, _SEEN, ours) == len(ours):
+        added = None  # all of them, as nearly always: to have them named takes half as long as adding them
+    else:
+        added = await query_rows(connection, _ADDED, _SEEN, ours)
+    keys = {sighting.key for sighting in sightings} if added is None else {tuple(row) for row in added}
+    new = [sighting for sighting in sightings if sighting.key in keys]
     if new:
         await insert_encoded(connection, item, list(item.c), [sighting.row for sighting in new])
-    return new
+    return new, [sighting for sighting in sightings if sighting.key not in keys]
 
 
 async def _compare(connection: AsyncConnection, known: _Known, tracked: Collection[str]) -> list[Difference]:
@@ -213,11 +242,8 @@ async def _touch(connection: AsyncConnection, known: _Known, rows: Mapping[ItemK
     await query_rows(connection, _TOUCH, _SEEN, [rows[sighting.key] for sighting in seen])
 
 
-async def _news(connection: AsyncConnection, new: Sequence[Sighting]) -> list[Change]:
-    """The new items of shops that had been read completely before: only there is a first sighting an event."""
-    if not new:
-        return []
-    read = shop.c.id.in_({sighting.shop_id for sighting in new}) & shop.c.baseline_at.is_not(None)
+async def _baselines(connection: AsyncConnection, sightings: Iterable[Sighting]) -> dict[int, datetime]:
+    """Since when all items of the shops are known that were read completely before."""
+    read = shop.c.id.in_({sighting.shop_id for sighting in sightings}) & shop.c.baseline_at.is_not(None)
     rows = await connection.execute(sa.select(shop.c.id, shop.c.baseline_at).where(read))
-    since: dict[int, Any] = {row.id: row.baseline_at for row in rows}
-    return [news_of(s) for s in new if s.shop_id in since and s.seen_at > since[s.shop_id]]
+    return {row.id: row.baseline_at for row in rows}

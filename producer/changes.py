@@ -14,7 +14,7 @@ from models.durations import parse_moment
 from models.errors import UsageError
 from models.feed import Entry, Wanted, check_kinds, count_changes, read_changes
 from models.settings import Settings, load_settings
-from models.tables import Json, Key, UtcDateTime
+from models.tables import Document, Key, UtcDateTime
 from producer import run
 from producer.console.changes import MOST_COUNTED, print_changes
 from producer.exports.batches import shops_named
@@ -28,7 +28,7 @@ FIELDS: Fields = {
     "at": UtcDateTime(),
     **dict.fromkeys(("source", "shop", "item_id", "kind"), Key),
     "title": sa.Text(),
-    **dict.fromkeys(("before", "after"), Json),
+    **dict.fromkeys(("before", "after"), Document),
 }
 
 

@@ -13,11 +13,12 @@ from models.tables.ledger import (
     slice_,
 )
 from models.tables.store import change, item, item_sales, item_seen, item_version, page_body, sheet
-from models.tables.types import BigId, Json, Key, Money, UtcDateTime, metadata, utc_text
+from models.tables.types import BigId, Document, Json, Key, Money, UtcDateTime, metadata, utc_text
 from models.tables.upkeep import outbox, schedule, schedule_shop, subscription
 
 __all__ = [
     "BigId",
+    "Document",
     "Json",
     "Key",
     "Money",

@@ -4,12 +4,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from models.tables.types import BigId, Json, Key, Money, UtcDateTime, id_column, metadata
+from models.tables.types import BigId, Document, Key, Money, UtcDateTime, id_column, metadata
 
 
-def _item_key(*references: sa.ForeignKey) -> list[sa.Column[Any]]:
+def _item_key() -> list[sa.Column[Any]]:
+    # No foreign keys: a check for each row takes longer than reading it, and no shop is ever deleted.
     return [
-        sa.Column("shop_id", BigId, *references, primary_key=True),
+        sa.Column("shop_id", BigId, primary_key=True),
         sa.Column("item_id", Key, primary_key=True, comment="the source's own id"),
     ]
 
@@ -19,10 +20,10 @@ def _values() -> list[sa.Column[Any]]:
     return [
         sa.Column("title", sa.Text),
         sa.Column("image", sa.Text),
-        sa.Column("images", Json),
+        sa.Column("images", Document),
         sa.Column("video_id", sa.Text),
         sa.Column("category_id", sa.Text),
-        sa.Column("category_path", Json),
+        sa.Column("category_path", Document),
         sa.Column("category_name", sa.Text),
         sa.Column("price", Money, comment="yuan, as are all prices and GMV"),
         sa.Column("drop_ship_price", Money),
@@ -36,7 +37,7 @@ def _values() -> list[sa.Column[Any]]:
         sa.Column("unit", sa.Text),
         sa.Column("status", sa.Text),
         sa.Column("outer_id", sa.Text),
-        sa.Column("props", Json),
+        sa.Column("props", Document),
         sa.Column("created_time", UtcDateTime),
     ]
 
@@ -56,9 +57,9 @@ def _figures() -> list[sa.Column[Any]]:
 item = sa.Table(
     "item",
     metadata,
-    *_item_key(sa.ForeignKey("shop.id")),  # here only: each row of the others is checked by what wrote this one
+    *_item_key(),
     *_values(),
-    sa.Column("extra", Json, comment="fields the decoder does not know"),
+    sa.Column("extra", Document, comment="fields the decoder does not know"),
     sa.Column("first_seen", UtcDateTime, nullable=False),
     sa.Column("changed_at", UtcDateTime, nullable=False, comment="since when its tracked fields are as they are"),
     sa.Column("shop_crawl_id", BigId, nullable=False, comment="the shop crawl that saw them so first"),
@@ -136,8 +137,8 @@ change = sa.Table(
     sa.Column("kind", Key, nullable=False, comment="new, gone, back, price, title, stock or another field's name"),
     sa.Column("at", UtcDateTime, nullable=False, comment="when it was seen"),
     sa.Column("shop_crawl_id", BigId, nullable=False),
-    sa.Column("before", Json, comment="values by field"),
-    sa.Column("after", Json, comment="values by field"),
+    sa.Column("before", Document, comment="values by field"),
+    sa.Column("after", Document, comment="values by field"),
     # One order, (at, id), for all, for a kind and for a shop: the feed reads any of them without sorting.
     sa.Index("ix_change_at", "at", "id"),
     sa.Index("ix_change_kind", "kind", "at", "id"),

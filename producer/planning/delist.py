@@ -72,7 +72,9 @@ def direction(source: str, options: Any) -> int:
 async def lacking(connection: AsyncConnection, ids: Iterable[int], shops: Mapping[int, sa.Row[Any]]) -> set[int]:
     """Those of these shop crawls that are whole and have not seen every known item of their shops."""
     sql = (
-        "SELECT r.id FROM {r} WHERE EXISTS (SELECT 1 FROM item_seen i LEFT JOIN sheet s ON s.id = i.sheet_id"
+        # A shop's first crawl has seen all that is known: no need to look at each item.
+        "SELECT r.id FROM {r} WHERE EXISTS (SELECT 1 FROM shop_crawl o WHERE o.shop_id = r.shop_id AND o.id < r.id)"
+        " AND EXISTS (SELECT 1 FROM item_seen i LEFT JOIN sheet s ON s.id = i.sheet_id"
         " WHERE i.shop_id = r.shop_id AND i.gone_at IS NULL AND COALESCE(s.last_seen, i.last_seen) < r.created_at)"
     )
     columns = [shop_crawl.c.id, shop_crawl.c.shop_id, shop_crawl.c.created_at]

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -161,8 +162,20 @@ def test_equal_figures_are_equal_texts_and_others_are_not(gmv: Decimal) -> None:
 def test_a_sighting_gives_its_item_back() -> None:
     figures = {"gmv_30d": Decimal("0.50"), "sold_30d": 0}
     full: dict[str, Any] = {name: value for name, value in STORED.items() if value is not None} | figures
-    assert seen("1", **full).item == Item(item_id="1", **full)
-    assert seen("1").item == Item(item_id="1")
+    sighting = seen("1", **full)
+    figured = {name: value for name, value in sighting.figures.items() if value is not None}
+    assert msgspec.structs.replace(sighting.item, **figured) == Item(item_id="1", **full)
+    assert (seen("1").item, set(seen("1").figures.values())) == (Item(item_id="1"), {None})
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_a_field_nobody_knows_may_be_named_like_a_figure(figure: str) -> None:
+    extra = {"a": 1, figure: 2, "b": [f',"{figure}":3'], "c": {"d": 4, figure: 5}}
+    known: dict[str, Any] = {"title": f',"{figure}":6', "extra": extra}
+    value: dict[str, Any] = {figure: Decimal(7) if figure in {"gmv_30d", "gmv_90d", "rank_score"} else 7}
+    sighting = seen("1", **known, **value)
+    assert (sighting.item, sighting.figures[figure]) == (Item(item_id="1", **known), 7)
+    assert content_hash(Item(item_id="1", **known, **value)) == content_hash(Item(item_id="1", **known))
 
 
 @pytest.mark.parametrize("value", ["\ud83d", object(), {1.5j}])
