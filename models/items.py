@@ -8,7 +8,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import groupby
-from operator import attrgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -35,16 +35,19 @@ class Sighting(msgspec.Struct, frozen=True, gc=False):
     `seen` is its row of `item_seen`, `row` that of `item`.
     """
 
-    shop_id: int
+    key: ItemKey
     shop_crawl_id: int
     seen_at: datetime
-    item_id: str
     seen: msgspec.Raw
     row: msgspec.Raw
 
     @property
-    def key(self) -> ItemKey:
-        return (self.shop_id, self.item_id)
+    def shop_id(self) -> int:
+        return self.key[0]
+
+    @property
+    def item_id(self) -> str:
+        return self.key[1]
 
     @property
     def item(self) -> Item:
@@ -104,9 +107,11 @@ def content_hash(item: Item) -> int:
 def _without_figures(item: Item, figures: tuple[Any, ...]) -> bytes:
     """The item as a JSON object without its figures, which are its last fields."""
     encoded = msgspec.json.encode(item)
-    first = next((mark for mark, value in zip(_MARKS, figures, strict=True) if value is not None), None)
-    # In a text the quote would stand behind a backslash, and a key of `extra` stands before: the last one is ours.
-    return encoded if first is None else encoded[: encoded.rindex(first)] + b"}"
+    for mark, value in zip(_MARKS, figures, strict=True):
+        if value is not None:
+            # In a text the quote would stand behind a backslash, and a key of `extra` stands before: the last is ours.
+            return encoded[: encoded.rindex(mark)] + b"}"
+    return encoded
 
 
 @lru_cache(maxsize=4096)  # neighbours often have the same figures: none
@@ -132,7 +137,7 @@ def sightings_of(
         state = msgspec.json.encode(_state(item.item_id, digest(values), figures))
         # The item's own fields follow ours, encoded without a detour over a dict.
         raws = msgspec.Raw(seen + state[1:]), msgspec.Raw(row + values[1:])
-        sightings.append(Sighting(shop_id, shop_crawl_id, seen_at, item.item_id, *raws))
+        sightings.append(Sighting((shop_id, item.item_id), shop_crawl_id, seen_at, *raws))
         states.append(state)
     return sightings, digest(b"".join(sorted(states)))
 
@@ -161,11 +166,11 @@ def waves(sightings: Iterable[Sighting]) -> list[list[Sighting]]:
 
     Of two sightings of an item at one moment the last one given counts.
     """
-    latest = {(s.shop_id, s.item_id, s.seen_at): s for s in sightings}
+    latest = {(sighting.key, sighting.seen_at): sighting for sighting in sightings}
     found: dict[int, list[Sighting]] = defaultdict(list)
-    for _key, group in groupby(sorted(latest), key=lambda key: key[:2]):
-        for number, key in enumerate(group):
-            found[number].append(latest[key])
+    for _key, group in groupby(sorted(latest), key=itemgetter(0)):
+        for number, place in enumerate(group):
+            found[number].append(latest[place])
     return list(found.values())
 
 

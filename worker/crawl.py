@@ -9,7 +9,7 @@ from functools import partial
 
 import msgspec
 
-from models.compression import zstd
+from models.compression import compress
 from models.errors import (
     BannedError,
     CredentialParkedError,
@@ -39,7 +39,6 @@ from worker.retry import Dead, FailShop, Hold, ObeyBan, PutBack, WaitHere, after
 # A page waits this long for a permit, then gives its slot to another: far less than the broker's redelivery time.
 LONGEST_PERMIT_WAIT = 300.0
 NO_KEY_WAIT = 60.0  # seconds until a page whose session this machine cannot open is tried again, here or elsewhere
-ARCHIVE_LEVEL = 1
 NEEDS_AUTHORISATION = "needs authorisation"
 
 logger = logging.getLogger(__name__)
@@ -331,4 +330,4 @@ def _without_secrets(response: HttpResponse, secrets: tuple[str, ...], session: 
 
 
 def _archived(body: bytes, hands: Hands) -> bytes | None:
-    return zstd.compress(body, ARCHIVE_LEVEL) if hands.settings.archive else None
+    return compress(body) if hands.settings.archive else None

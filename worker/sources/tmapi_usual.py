@@ -1,5 +1,6 @@
 """TMAPI's answer in its usual shape, decoded in C: the short way for most pages, with the long way's result."""
 
+from functools import lru_cache
 from typing import Annotated
 
 import msgspec
@@ -10,8 +11,9 @@ from worker.sources import base
 
 Text = Annotated[str, Meta(max_length=base.MAX_TEXT)]
 Texts = Annotated[list[Text], Meta(max_length=base.MAX_LIST)]
-Numeral = Text
-"""A number as text, which is how the vendor sends all of them."""
+Numeral = Annotated[str, Meta(max_length=40)]
+"""A number as text, which is how the vendor sends all of them; short, because it is remembered."""
+Time = Annotated[str, Meta(max_length=40)]
 
 
 class Prices(Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,7 +53,7 @@ class Row(Struct, forbid_unknown_fields=True):
     primary_rank_score: Numeral | None = None
     type: Text | None = None
     unit: Text | None = None
-    created_time: Text | None = None
+    created_time: Time | None = None
     status: Text | None = None
 
 
@@ -84,8 +86,14 @@ def usual_answer(response: HttpResponse) -> tuple[Data, list[Item]] | None:
         return None
 
 
+# Prices and figures repeat themselves within a page and from page to page.
+_decimal = lru_cache(maxsize=4096)(base.read_decimal)
+_integer = lru_cache(maxsize=4096)(base.read_integer)
+_time = lru_cache(maxsize=4096)(base.read_time)
+
+
 def _item(row: Row) -> Item:
-    decimal, integer = base.read_decimal, base.read_integer
+    decimal, integer = _decimal, _integer
     prices, sales = row.price_info, row.sale_info
     return Item(
         item_id=row.item_id,
@@ -110,6 +118,6 @@ def _item(row: Row) -> Item:
         new_product=row.new_product,
         type=row.type or None,
         unit=row.unit or None,
-        created_time=base.read_time(row.created_time) if row.created_time else None,
+        created_time=_time(row.created_time) if row.created_time else None,
         status=row.status or None,
     )
