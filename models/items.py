@@ -35,19 +35,16 @@ class Sighting(msgspec.Struct, frozen=True, gc=False):
     `seen` is its row of `item_seen`, `row` that of `item`.
     """
 
-    key: ItemKey
+    shop_id: int
     shop_crawl_id: int
     seen_at: datetime
+    item_id: str
     seen: msgspec.Raw
     row: msgspec.Raw
 
     @property
-    def shop_id(self) -> int:
-        return self.key[0]
-
-    @property
-    def item_id(self) -> str:
-        return self.key[1]
+    def key(self) -> ItemKey:
+        return (self.shop_id, self.item_id)
 
     @property
     def item(self) -> Item:
@@ -137,7 +134,7 @@ def sightings_of(
         state = msgspec.json.encode(_state(item.item_id, digest(values), figures))
         # The item's own fields follow ours, encoded without a detour over a dict.
         raws = msgspec.Raw(seen + state[1:]), msgspec.Raw(row + values[1:])
-        sightings.append(Sighting((shop_id, item.item_id), shop_crawl_id, seen_at, *raws))
+        sightings.append(Sighting(shop_id, shop_crawl_id, seen_at, item.item_id, *raws))
         states.append(state)
     return sightings, digest(b"".join(sorted(states)))
 
@@ -166,9 +163,9 @@ def waves(sightings: Iterable[Sighting]) -> list[list[Sighting]]:
 
     Of two sightings of an item at one moment the last one given counts.
     """
-    latest = {(sighting.key, sighting.seen_at): sighting for sighting in sightings}
+    latest = {(s.shop_id, s.item_id, s.seen_at): s for s in sightings}
     found: dict[int, list[Sighting]] = defaultdict(list)
-    for _key, group in groupby(sorted(latest), key=itemgetter(0)):
+    for _key, group in groupby(sorted(latest), key=itemgetter(0, 1)):
         for number, place in enumerate(group):
             found[number].append(latest[place])
     return list(found.values())

@@ -30,7 +30,7 @@ def changes_told(
     for one, two in pairwise(timeline):
         names = [name for name in tracked if not alike(one, two, (name,))]
         sides = {name: (one.values.get(name), two.values.get(name)) for name in names}
-        sighting = Sighting((shop_id, item_id), two.shop_crawl_id, two.at, _NOTHING, _NOTHING)
+        sighting = Sighting(shop_id, two.shop_crawl_id, two.at, item_id, _NOTHING, _NOTHING)
         found += changes_of(Difference(sighting, sides, {}, back=False))
     return found
 

@@ -18,7 +18,7 @@ from models.settings import TRACKED_FIELDS
 from models.tables import item, item_sales, item_seen, item_version, shop
 
 AT_ONCE = 256  # items written in full by one statement, a kilobyte each
-_key = attrgetter("key")
+_key = attrgetter("shop_id", "item_id")
 _KEY = [item_seen.c.shop_id, item_seen.c.item_id]
 _SEEN = [*_KEY, *(item_seen.c[n] for n in ("sheet_id", "last_seen", "shop_crawl_id", "content_hash", *FIGURES))]
 _STORED = [item.c.shop_id, item.c.item_id, *(item.c[name] for name in VALUES)]
