@@ -21,16 +21,16 @@ import uvloop
 PAGE_SIZE = 20
 # column: (type on the wire, type in the table); arrays of text are the quickest that asyncpg encodes.
 COLUMNS = {
-    "shop_id": "bigint", "item_id": "text", "title": "text", "image": "text", "images": "jsonb", "video_id": "text",
-    "category_id": "text", "category_path": "jsonb", "category_name": "text", "price": "numeric",
+    "shop_id": "bigint", "item_id": "text", "title": "text", "image": "text", "images": "json", "video_id": "text",
+    "category_id": "text", "category_path": "json", "category_name": "text", "price": "numeric",
     "drop_ship_price": "numeric", "wholesale_price": "numeric", "origin_price": "numeric", "agent_price": "numeric",
     "quantity_begin": "bigint", "stock": "bigint", "gmv_30d": "numeric", "gmv_90d": "numeric", "sold_30d": "bigint",
     "sold_90d": "bigint", "orders_30d": "bigint", "rank_score": "numeric", "new_product": "boolean", "type": "text",
-    "unit": "text", "status": "text", "outer_id": "text", "props": "jsonb", "created_time": "timestamptz",
-    "extra": "jsonb", "content_hash": "bigint", "first_seen": "timestamptz", "last_seen": "timestamptz",
+    "unit": "text", "status": "text", "outer_id": "text", "props": "json", "created_time": "timestamptz",
+    "extra": "json", "content_hash": "bigint", "first_seen": "timestamptz", "last_seen": "timestamptz",
     "changed_at": "timestamptz", "shop_crawl_id": "bigint",
 }  # fmt: skip
-WIRE = {"jsonb": "text", "numeric": "text"}
+WIRE = {"json": "text", "numeric": "text"}
 KEPT = {"shop_id", "item_id", "first_seen"}
 
 decode = msgspec.json.Decoder().decode
