@@ -74,10 +74,7 @@ async def change_rows(
     connection: AsyncConnection, sql: str, columns: Sequence[sa.Column[Any]], rows: Sequence[Row | msgspec.Raw]
 ) -> int:
     """Run `sql` as `query_rows` does; returns how many rows it has inserted, changed or deleted."""
-    if not rows:
-        return 0
-    statement = sa.text(sql.format(r=recordset(connection, columns)))
-    return (await connection.execute(statement, {"rows": as_json(rows)})).rowcount
+    return (await connection.execute(_text(connection, sql, columns), {"rows": as_json(rows)})).rowcount if rows else 0
 
 
 async def query_rows(
@@ -96,7 +93,11 @@ async def query_rows(
     """
     if not rows:
         return []
-    text = sa.text(sql.format(r=recordset(connection, columns)))
+    text = _text(connection, sql, columns)
     statement = text.columns(*returning) if returning else text
     result = await connection.execute(statement, {"rows": as_json(rows), **parameters})
     return result.all() if result.returns_rows else []
+
+
+def _text(connection: AsyncConnection, sql: str, columns: Sequence[sa.Column[Any]]) -> sa.TextClause:
+    return sa.text(sql.format(r=recordset(connection, columns)))

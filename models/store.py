@@ -17,8 +17,6 @@ from models.past import correct
 from models.settings import TRACKED_FIELDS
 from models.tables import item, item_sales, item_seen, item_version, shop
 
-AT_ONCE = 256  # items written in full by one statement, a kilobyte each
-_key = attrgetter("shop_id", "item_id")
 _KEY = [item_seen.c.shop_id, item_seen.c.item_id]
 _SEEN = [*_KEY, *(item_seen.c[n] for n in ("sheet_id", "last_seen", "shop_crawl_id", "content_hash", *FIGURES))]
 _STORED = [item.c.shop_id, item.c.item_id, *(item.c[name] for name in VALUES)]
@@ -165,7 +163,7 @@ async def _sort_out(
     unread = [sighting for sighting in wave if sighting.shop_id not in since]
     new, old = await _add(connection, unread, rows, on_sheets=on_sheets)
     looked_for = [*old, *(sighting for sighting in wave if sighting.shop_id in since)]
-    known, unknown = await _look(connection, sorted(looked_for, key=_key), rows)
+    known, unknown = await _look(connection, sorted(looked_for, key=attrgetter("key")), rows)
     if unknown:
         added, raced = await _add(connection, unknown, rows, on_sheets=on_sheets)
         new += added
@@ -214,9 +212,8 @@ async def _add(
         added = await query_rows(connection, _ADDED, _SEEN, ours)
     keys = {sighting.key for sighting in sightings} if added is None else {tuple(row) for row in added}
     new = [sighting for sighting in sightings if sighting.key in keys]
-    for start in range(0, len(new), AT_ONCE):
-        full = [sighting.row for sighting in new[start : start + AT_ONCE]]
-        await insert_encoded(connection, item, list(item.c), full)
+    if new:
+        await insert_encoded(connection, item, list(item.c), [sighting.row for sighting in new])
     return new, [sighting for sighting in sightings if sighting.key not in keys]
 
 
