@@ -6,7 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-from models.tables import BigId, Document, Json, Key, Money, UtcDateTime
+from models.tables import BigId, Json, Key, Money, UtcDateTime
 
 revision: str = "0004"
 down_revision: str | Sequence[str] | None = "0003"
@@ -21,7 +21,6 @@ FIGURES: dict[str, type[Any]] = {
     "orders_30d": sa.BigInteger,
     "rank_score": Money,
 }
-DOCUMENTS = ("images", "category_path", "props", "extra")
 SHOP: dict[str, tuple[type[Any], str]] = {
     "baseline_at": (UtcDateTime, "its first complete crawl: items first seen later are new"),
     "known_items": (sa.BigInteger, "items that its last accepted whole crawl showed"),
@@ -50,7 +49,6 @@ def _item_key(table: str, *more: str) -> list[sa.Column[Any] | sa.Constraint]:
 def upgrade() -> None:
     _extend_ledger()
     _move_what_is_seen()
-    _lighten_items()
     _create_sheets()
     _create_history()
     _create_schedules()
@@ -109,21 +107,6 @@ def _move_what_is_seen() -> None:
         op.drop_column("item", name)
 
 
-def _lighten_items() -> None:
-    """No shop to be looked up for each item stored, and no document to be taken apart that nothing asks into."""
-    if op.get_bind().dialect.name == "postgresql":
-        op.drop_constraint("fk_item_shop_id", "item", type_="foreignkey")
-        _retype("json")
-    else:
-        with op.batch_alter_table("item") as batch:
-            batch.drop_constraint("fk_item_shop_id", type_="foreignkey")
-
-
-def _retype(kind: str) -> None:
-    changes = ", ".join(f"ALTER COLUMN {name} TYPE {kind} USING {name}::{kind}" for name in DOCUMENTS)
-    op.execute(f"ALTER TABLE item {changes}")
-
-
 def _create_sheets() -> None:
     op.create_table(
         "sheet",
@@ -155,10 +138,10 @@ def _create_history() -> None:
     values: list[sa.Column[Any]] = [
         sa.Column("title", sa.Text()),
         sa.Column("image", sa.Text()),
-        sa.Column("images", Document),
+        sa.Column("images", Json),
         sa.Column("video_id", sa.Text()),
         sa.Column("category_id", sa.Text()),
-        sa.Column("category_path", Document),
+        sa.Column("category_path", Json),
         sa.Column("category_name", sa.Text()),
         sa.Column("price", Money(), comment="yuan, as are all prices and GMV"),
         sa.Column("drop_ship_price", Money()),
@@ -172,7 +155,7 @@ def _create_history() -> None:
         sa.Column("unit", sa.Text()),
         sa.Column("status", sa.Text()),
         sa.Column("outer_id", sa.Text()),
-        sa.Column("props", Document),
+        sa.Column("props", Json),
         sa.Column("created_time", UtcDateTime()),
     ]
     op.create_table(
@@ -198,8 +181,8 @@ def _create_history() -> None:
         sa.Column("kind", Key, nullable=False, comment="new, gone, back, price, title, stock or another field's name"),
         sa.Column("at", UtcDateTime(), nullable=False, comment="when it was seen"),
         sa.Column("shop_crawl_id", BigId, nullable=False),
-        sa.Column("before", Document, comment="values by field"),
-        sa.Column("after", Document, comment="values by field"),
+        sa.Column("before", Json, comment="values by field"),
+        sa.Column("after", Json, comment="values by field"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_change")),
     )
     op.create_index("ix_change_at", "change", ["at", "id"])
@@ -313,15 +296,6 @@ def _drop_sheets() -> None:
     op.drop_table("sheet")
 
 
-def _weigh_items_down() -> None:
-    if op.get_bind().dialect.name == "postgresql":
-        _retype("jsonb")
-        op.create_foreign_key("fk_item_shop_id", "item", "shop", ["shop_id"], ["id"])
-    else:
-        with op.batch_alter_table("item") as batch:
-            batch.create_foreign_key("fk_item_shop_id", "shop", ["shop_id"], ["id"])
-
-
 def downgrade() -> None:
     op.drop_index("ix_shop_crawl_settled_at", "shop_crawl")
     op.drop_index("ix_crawl_schedule_id", "crawl")
@@ -339,7 +313,6 @@ def downgrade() -> None:
             " WHERE s.shop_id = item.shop_id AND s.item_id = item.item_id)"
         )
     op.drop_table("item_seen")
-    _weigh_items_down()
     for name in ("mode", "first_distinct", "second_pass", "gone_items"):
         op.drop_column("shop_crawl", name)
     for name in ("page_size", "price_end", "price_start"):
