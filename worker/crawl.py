@@ -24,8 +24,8 @@ from models.errors import (
     UsageError,
     WindowTooLargeError,
 )
-from models.ledger import TOO_FAR, Calls, PageResult, with_page
-from models.messages import PageTask
+from models.ledger import TOO_FAR, Calls, PageResult, Stored, with_page
+from models.messages import NORMAL_PRIORITY, PageTask
 from models.redact import redact, redact_bytes
 from models.source import Credential, FetchedPage, HttpResponse, Source, source_named
 from worker import metrics
@@ -51,8 +51,7 @@ async def crawl_page(task: PageTask, hands: Hands) -> str:
     hands.held[task.page_id] = task.fence
     attempts = Attempts(task.tries)
     try:
-        result = await _fetch_until_decided(task, attempts, hands)
-        stored = await hands.writer.store(result)
+        result, stored = await _fetch_and_store(task, attempts, hands)
     except DuplicateDelivery:
         return "duplicate"
     except asyncio.CancelledError:
@@ -69,6 +68,15 @@ async def crawl_page(task: PageTask, hands: Hands) -> str:
         fields = {"crawl": task.crawl_id, "shop": task.shop, "page": task.page, "reason": result.reason}
         logger.info("page %s", result.state, extra=fields)
     return stored.state if stored else "outdated"
+
+
+async def _fetch_and_store(task: PageTask, attempts: Attempts, hands: Hands) -> tuple[PageResult, Stored | None]:
+    await hands.writer.intake.enter(urgent=task.priority < NORMAL_PRIORITY)
+    try:
+        result = await _fetch_until_decided(task, attempts, hands)
+        return result, await hands.writer.store(result)
+    finally:
+        hands.writer.intake.leave()
 
 
 async def _fetch_until_decided(task: PageTask, attempts: Attempts, hands: Hands) -> PageResult:

@@ -17,6 +17,7 @@ permit_wait = Histogram(
     buckets=(0.001, 0.01, 0.1, 0.5, 1, 5, 30, 120, 300),
 )
 in_flight = Gauge("shopcrawl_pages_in_flight", "Pages in this process")
+awaiting_store = Gauge("shopcrawl_pages_awaiting_store", "Pages not called for yet, until the store has room for them")
 archive_bytes = Counter("shopcrawl_archive_bytes", "Compressed page bodies stored", ["source"])
 
 

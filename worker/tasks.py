@@ -147,6 +147,7 @@ async def _keep_beating(redis: Redis, hands: Hands) -> None:
     away = False
     while True:
         metrics.in_flight.set(len(hands.held))
+        metrics.awaiting_store.set(len(hands.writer.intake))
         try:
             await fleet.beat(redis, PROCESS, capacity(), list(hands.held.items()))
             away = False

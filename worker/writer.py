@@ -6,16 +6,15 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import msgspec
 from sqlalchemy.exc import DBAPIError, InterfaceError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from models.budget import DailyCaps
-from models.compression import compress, zstd
 from models.database import is_postgresql, unavailable
-from models.ledger import NO_CAPS, PageResult, SeenPage, Stored, not_storable, store_results
+from models.ledger import NO_CAPS, PageResult, Stored, not_storable, store_results
 from models.settings import TRACKED_FIELDS
+from worker.intake import Intake
 
 LARGEST_BATCH = 48  # larger ones save little CPU, and take 0.1 MB for each page
 # A transaction costs as much CPU as the storing of ten pages: filling it is worth a pause that no page notices.
@@ -34,19 +33,6 @@ class Waiting:
 
     result: PageResult
     stored: asyncio.Future[Stored | None]
-    packed: bytes = b""
-
-    def pack(self) -> None:
-        """Keep what the page showed in a fifth of its memory; `result` lacks it until `unpack`."""
-        if self.result.page is not None:
-            self.packed = compress(msgspec.json.encode(self.result.page))
-            self.result.page = None
-
-    def unpack(self) -> None:
-        """Give `result` back what `pack` took."""
-        if self.packed:
-            self.result.page = msgspec.json.decode(zstd.decompress(self.packed), type=SeenPage)
-            self.packed = b""
 
 
 class Writer:
@@ -70,6 +56,8 @@ class Writer:
         # PostgreSQL commits two batches side by side; SQLite has one writer anyway.
         self._lanes = 2 if is_postgresql(engine) else 1
         self._tasks: list[asyncio.Task[None]] = []
+        self.intake = Intake(batch=batch, lanes=self._lanes)
+        """Where pages wait before they are called for, so that there is room for their answers here."""
 
     def start(self) -> None:
         """Start writing on the running loop."""
@@ -81,9 +69,8 @@ class Writer:
         A page that the database will not take is stored as dead.
         """
         waiting = Waiting(result, asyncio.get_running_loop().create_future())
-        if len(self._queue) >= self._batch:  # it has to wait for others
-            waiting.pack()
         self._queue.append(waiting)
+        self.intake.answered()
         self._wake.set()
         return await asyncio.shield(waiting.stored)
 
@@ -111,10 +98,7 @@ class Writer:
             await self._wake.wait()
         if len(self._queue) < self._batch and not self._stopping:
             await asyncio.sleep(LINGER)
-        batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
-        for waiting in batch:
-            waiting.unpack()
-        return batch
+        return [self._queue.popleft() for _ in range(min(len(self._queue), self._batch))]
 
     async def _write(self, batch: Sequence[Waiting]) -> None:
         """Write a batch, again and again while the database is away; split it when something in it is at fault."""
@@ -140,6 +124,7 @@ class Writer:
                 return
         for waiting, outcome in zip(batch, stored, strict=True):
             waiting.stored.set_result(outcome)
+        self.intake.stored(len(batch))
 
     async def _isolate(self, batch: Sequence[Waiting], error: BaseException) -> None:
         if len(batch) > 1:
@@ -150,6 +135,7 @@ class Writer:
         waiting = batch[0]
         if waiting.result.page is None:  # even the bare verdict cannot be stored: the reconciler will send it again
             waiting.stored.set_exception(unavailable(error))
+            self.intake.stored(1)
             return
         dead, task = not_storable(waiting.result, str(unavailable(error))), waiting.result.task
         fields = {"crawl": task.crawl_id, "shop": task.shop, "page": task.page, "reason": dead.reason}

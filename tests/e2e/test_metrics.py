@@ -27,11 +27,13 @@ LINE = re.compile(r"^(\w+(?:\{[^}]*\})?) (\S+)$", re.MULTILINE)
 
 @pytest.fixture
 def simulator() -> Iterator[SimulatorProcess]:
-    """Few and slow shops, so that pages queue up; errors that heal, and one shop that is refused."""
+    """Few and slow shops, so that pages queue up; errors that heal, one shop that is refused, and one so slow that the
+    producer, which looks once a second, sees its calls.
+    """
     faults = {"417": 0.1, "500": 0.1}
     with SimulatorProcess(shops=12, seed=5, items_max=60, latency=0.25, switches={"faults": faults}) as running:
-        refused = running.control("GET", "shops")[0]
-        running.script({"outcome": "422", "shop": refused})
+        refused, slow, *_ = running.control("GET", "shops")
+        running.script({"outcome": "422", "shop": refused}, {"set": {"latency": 1.5}, "shop": slow})
         yield running
 
 

@@ -4,7 +4,6 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -75,18 +74,6 @@ async def test_a_store_that_returned_is_committed_and_an_outdated_one_says_so(en
         assert [row.state for row in await rows(engine, page)] == ["done"]
         assert not await writer.store(done(task, items(2)))
     assert [row.item_id for row in await rows(engine, item)] == ["1"]
-
-
-async def test_what_waits_for_others_is_kept_small_and_comes_back_as_it_was() -> None:
-    task = PageTask(source="tmapi", shop="s", page=1, page_id=1, fence=1, shop_id=1, shop_crawl_id=1, crawl_id=1)
-    fields: dict[str, Any] = {"title": "雨衣 " * 10, "price": Decimal("3.90"), "extra": {"big": 2**70, "none": None}}
-    result, same = (done(task, items(*range(20), **fields), total=20) for _ in range(2))
-    waiting = writing.Waiting(result, asyncio.get_running_loop().create_future())
-    waiting.pack()
-    assert result.page is None
-    assert len(waiting.packed) < sum(len(bytes(sighting.row)) for sighting in same.sightings) / 3
-    waiting.unpack()
-    assert result == same
 
 
 POISON = {
