@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import ROUND_HALF_UP, Decimal
-from functools import lru_cache
 from hashlib import blake2b
 from itertools import groupby
 from operator import attrgetter, itemgetter
@@ -25,6 +24,7 @@ ANNOUNCED = ("title", "price")
 _STEP = Decimal("0.000001")  # what PostgreSQL keeps of a decimal
 _figures = attrgetter(*FIGURES)
 _MARKS = tuple(f',"{name}":'.encode() for name in FIGURES)
+_encode = msgspec.json.Encoder().encode  # a quarter quicker than the function that makes one
 
 ItemKey = tuple[int, str]
 
@@ -103,7 +103,7 @@ def content_hash(item: Item) -> int:
 
 def _without_figures(item: Item, figures: tuple[Any, ...]) -> bytes:
     """The item as a JSON object without its figures, which are its last fields."""
-    encoded = msgspec.json.encode(item)
+    encoded = _encode(item)
     for mark, value in zip(_MARKS, figures, strict=True):
         if value is not None:
             # In a text the quote would stand behind a backslash, and a key of `extra` stands before: the last is ours.
@@ -111,10 +111,12 @@ def _without_figures(item: Item, figures: tuple[Any, ...]) -> bytes:
     return encoded
 
 
-@lru_cache(maxsize=4096)  # neighbours often have the same figures: none
 def plain(value: Decimal) -> str:
     """A decimal's text without idle zeros: equal numbers are equal texts."""
-    return format(value.normalize(), "f")
+    text = str(value)
+    if "E" in text:  # very large or very small
+        return format(value.normalize(), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def sightings_of(
@@ -131,7 +133,7 @@ def sightings_of(
     for item in items:
         figures = _figures(item)
         values = _without_figures(item, figures)
-        state = msgspec.json.encode(_state(item.item_id, digest(values), figures))
+        state = _encode(_state(item.item_id, digest(values), figures))
         # The item's own fields follow ours, encoded without a detour over a dict.
         raws = msgspec.Raw(seen + state[1:]), msgspec.Raw(row + values[1:])
         sightings.append(Sighting(shop_id, shop_crawl_id, seen_at, item.item_id, *raws))
@@ -164,6 +166,9 @@ def waves(sightings: Iterable[Sighting]) -> list[list[Sighting]]:
     Of two sightings of an item at one moment the last one given counts.
     """
     latest = {(s.shop_id, s.item_id, s.seen_at): s for s in sightings}
+    once = {place[:2]: sighting for place, sighting in latest.items()}
+    if len(once) == len(latest):  # as nearly always
+        return [[once[key] for key in sorted(once)]] if once else []
     found: dict[int, list[Sighting]] = defaultdict(list)
     for _key, group in groupby(sorted(latest), key=itemgetter(0, 1)):
         for number, place in enumerate(group):

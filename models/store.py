@@ -210,11 +210,14 @@ async def _add(
         added = None  # all of them, as nearly always: to have them named takes half as long as adding them
     else:
         added = await query_rows(connection, _ADDED, _SEEN, ours)
-    keys = {sighting.key for sighting in sightings} if added is None else {tuple(row) for row in added}
-    new = [sighting for sighting in sightings if sighting.key in keys]
+    new, others = list(sightings), list[Sighting]()
+    if added is not None:
+        keys = {tuple(row) for row in added}
+        new = [sighting for sighting in sightings if sighting.key in keys]
+        others = [sighting for sighting in sightings if sighting.key not in keys]
     if new:
         await insert_encoded(connection, item, list(item.c), [sighting.row for sighting in new])
-    return new, [sighting for sighting in sightings if sighting.key not in keys]
+    return new, others
 
 
 async def _compare(connection: AsyncConnection, known: _Known, tracked: Collection[str]) -> list[Difference]:
