@@ -87,11 +87,11 @@ class _Known(msgspec.Struct):
 
 def first_looks(pages: Iterable[PageSeen]) -> tuple[list[PageSeen], list[PageSeen]]:
     """Pages of which no item is on an earlier one, and the others: what was seen between must not be overtaken."""
-    first, others, seen = list[PageSeen](), list[PageSeen](), set[ItemKey]()
+    first, others, seen = list[PageSeen](), list[PageSeen](), dict[int, set[str]]()
     for page in sorted(pages, key=lambda page: page.sheet.last_seen):
-        keys = {sighting.key for sighting in page.sightings}
-        (first if seen.isdisjoint(keys) else others).append(page)
-        seen |= keys
+        items, earlier = {sighting.item_id for sighting in page.sightings}, seen.setdefault(page.sheet.shop_id, set())
+        (first if earlier.isdisjoint(items) else others).append(page)
+        earlier |= items
     return first, others
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
@@ -18,7 +20,7 @@ from models.circuits import OpenCircuit, open_circuits
 from models.credentials import Parked
 from models.database import Clock, reader, unavailable
 from models.fleet import Ban
-from models.messages import QUEUE, URGENT_QUEUE, PageTask
+from models.messages import NORMAL_PRIORITY, QUEUE, URGENT_QUEUE, PageTask
 from models.settings import Settings
 from models.source import source_named, source_names
 from producer import metrics, news
@@ -35,12 +37,25 @@ from producer.spending import Spending
 from producer.webhooks.deliver import LANES, Deliverer
 
 BUSY_PAUSE = 0.1
+RELAXED_PAUSE = 0.3  # each look costs producer and database as much CPU as a dozen pages
 IDLE_PAUSE = 0.5
+URGENT_SECONDS = 3.0  # after urgent pages have left, more of their shops are to follow soon
 RECONCILE_SECONDS = 4.0
 FLEET_SECONDS = 1.0
 LONGEST_OUTAGE_PAUSE = 5.0
 
 logger = logging.getLogger(__name__)
+
+
+def next_pause(*, finished: int, seconds: float, reserve: int, urgent: bool) -> float:
+    """Seconds until the next look while pages are out, of which `finished` came back in so many seconds.
+
+    `reserve` is how many pages are out beyond what the workers hold: longer than half of it lasts, nobody may pause.
+    """
+    if urgent or reserve <= 0:
+        return BUSY_PAUSE
+    lasts = reserve * seconds / finished if finished else RELAXED_PAUSE * 2
+    return min(RELAXED_PAUSE, max(BUSY_PAUSE, lasts / 2))
 
 
 class Producer:
@@ -57,6 +72,7 @@ class Producer:
         self._at_rest: dict[str, OpenCircuit] = {}
         self._waiting: dict[str, Pause] = {}
         self._out = 0
+        self._looked_at = self._urgent_at = -math.inf
 
     @property
     def waiting(self) -> dict[str, str]:
@@ -97,6 +113,8 @@ class Producer:
 
     async def _work(self) -> float:
         """Review and dispatch once; returns the pause until the next time."""
+        started, before = time.monotonic(), self._looked_at
+        self._looked_at = started
         async with self._engine.begin() as connection:
             reviewed = await review(connection, now=self._clock.now(), settings=self._settings)
         metrics.reviewed.inc(reviewed.pages)
@@ -106,7 +124,14 @@ class Producer:
         sent = await self._dispatch()
         if reviewed.pages >= LARGEST_REVIEW:
             return 0  # more is waiting
-        return BUSY_PAUSE if reviewed.pages or sent or self._out else IDLE_PAUSE
+        if not (reviewed.pages or sent or self._out):
+            return IDLE_PAUSE
+        return next_pause(
+            finished=reviewed.pages,
+            seconds=started - before,
+            reserve=self._out - sum(self._capacities),
+            urgent=started - self._urgent_at < URGENT_SECONDS,
+        )
 
     async def _dispatch(self) -> int:
         now = self._clock.now()
@@ -121,6 +146,8 @@ class Producer:
                 tasks += await self._dispatcher.take_due(connection, sources=[source], room=1, now=now)
         self._out += len(tasks)
         metrics.sent.set(self._out)
+        if any(task.priority < NORMAL_PRIORITY for task in tasks):
+            self._urgent_at = time.monotonic()
         if tasks:
             # After the commit: should this process die here, the reconciler finds the pages missing and sends them.
             await send(self._redis, tasks)

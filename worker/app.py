@@ -20,6 +20,7 @@ except ShopcrawlError as error:
 transport.install()
 app = Celery("shopcrawl", include=["worker.tasks"])
 app.conf.update(config)
+app.events.dispatcher_cls = "worker.events:Dispatcher"
 app.conf.task_queues = [Queue(name) for name in (URGENT_QUEUE, CLIENT_QUEUE, QUEUE)]  # type: ignore[no-untyped-call]
 
 

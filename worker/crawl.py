@@ -189,7 +189,7 @@ async def _permit(task: PageTask, source: Source, hands: Hands, *, claim: bool) 
                 break
             permit.release(ok=False, throttled=False)  # the shop or the source came to rest meanwhile
             fence = None
-    metrics.permit_wait.labels(task.source).observe(time.monotonic() - started)
+    metrics.count_wait(task.source, time.monotonic() - started)
     return permit
 
 
