@@ -16,7 +16,7 @@ from tests.simulator.process import SimulatorProcess
 
 SETTINGS = Settings(_env_file=None)  # type: ignore[call-arg]
 
-POLL = 0.05
+POLL = 0.1
 LONGEST = 900.0
 
 

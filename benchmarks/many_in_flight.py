@@ -51,7 +51,7 @@ def measure(options: argparse.Namespace) -> bool:
     """Crawl a few times, take medians, print and keep the figures; returns whether the limits were kept."""
     simulator = SimulatorProcess(
         shops=options.shops, profile="uniform", items_min=ITEMS_PER_SHOP, items_max=ITEMS_PER_SHOP,
-        latency=options.latency, warm=True, cache_mb=150,
+        latency=options.latency, warm=True, cache_mb=options.shops // 7,  # all pages fit
     )  # fmt: skip
     with simulator, rig() as bench:
         runs = [crawl_once(bench, simulator, f"run_{n}", options.concurrency) for n in range(options.repeats)]
