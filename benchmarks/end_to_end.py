@@ -48,6 +48,7 @@ def ours(bench: Rig, simulator: SimulatorProcess, name: str, concurrency: int) -
     environment = bench.environment(
         database,
         tmapi_base_url=simulator.url,
+        task_events="always",
         concurrency=concurrency,
         tmapi_concurrency_start=WORKERS * concurrency,
         tmapi_concurrency_max=WORKERS * concurrency,

@@ -71,6 +71,7 @@ def profile(bench: Rig, simulator: SimulatorProcess, concurrency: int, top: int,
     environment = bench.environment(
         database,
         tmapi_base_url=simulator.url,
+        task_events="always",
         concurrency=concurrency,
         tmapi_concurrency_start=limit,
         tmapi_concurrency_max=limit,

@@ -149,7 +149,9 @@ class Settings(BaseSettings):
     user_agent: str = Field("shopcrawl/0.1 (+bulk shop crawler)", description="User-Agent header")
 
     archive: bool = Field(True, description="keep each page's body, compressed and token-free")
-    task_events: bool = Field(True, description="send Celery task events, which Flower needs")
+    task_events: Literal["auto", "always", "never"] = Field(
+        "auto", description="when workers send Celery task events; auto: from when Flower first asks for them"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe level logged")
     log_json: bool = Field(False, description="log JSON lines instead of readable ones")
     metrics_port: int = Field(

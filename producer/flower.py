@@ -26,7 +26,7 @@ def flower_command(settings: Settings) -> tuple[list[str], dict[str, str]]:
         "max_tasks": MAX_TASKS,
         "persistent": False,  # its state file is a pickle
         "auto_refresh": True,
-        "enable_events": settings.task_events,
+        "enable_events": settings.task_events != "never",
         "read_only": credentials is None,
         "logging": settings.log_level.lower(),
     }

@@ -6,6 +6,9 @@ import re
 from base64 import b64encode
 from typing import Any, NamedTuple
 
+ASKED = "Events of group {task} enabled"
+"""What a worker logs once Flower has asked it for task events, which it does every 5 s."""
+
 
 class Answer(NamedTuple):
     """What Flower answered."""

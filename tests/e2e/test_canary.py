@@ -25,6 +25,7 @@ from models.compression import zstd
 from models.tables import crawl, metadata, subscription
 from tests.changes import keep
 from tests.e2e.fleet import Fleet, until
+from tests.e2e.flower import ASKED
 from tests.ledger import engine_for
 from tests.servers import RedisServer, free_port, wait_until
 
@@ -206,6 +207,7 @@ async def test_no_secret_is_found_anywhere(
         fleet.producer()
         fleet.background("flower", "flower")
         wait_until(lambda: "worker@" in fetch(flower, "/api/workers"), what="Flower with its worker")
+        wait_until(lambda: ASKED in fleet.log("worker"), what="task events")
         (fleet.folder / "shops.csv").write_text("\n".join(["shop", *SHOPS]))
         asked = fleet.run("--debug", "crawl", str(fleet.folder / "shops.csv"), "--no-follow", "--json")
         assert asked.returncode == 0, asked.stderr

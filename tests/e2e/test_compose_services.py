@@ -11,9 +11,9 @@ import psutil
 import pytest
 import redis
 
-from tests.e2e.flower import Flower
+from tests.e2e.flower import ASKED, Flower
 from tests.e2e.stack import SHOPS, TOKEN, Stack
-from tests.servers import PostgresServer
+from tests.servers import PostgresServer, wait_until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("compose")]
 
@@ -38,7 +38,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(scope="module")
 def crawled(stack: Stack) -> Stack:
-    """The fleet after the demo's crawl."""
+    """The fleet after the demo's crawl, of which Flower has seen the tasks."""
+    log = stack.folder / "worker-1.log"
+    wait_until(lambda: ASKED in log.read_text(errors="replace"), what="task events")
     done = stack.run("demo")
     assert done.returncode == 0, done.stdout + done.stderr
     return stack

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from models.tables import crawl
 from tests.e2e.fleet import TOKEN, Fleet
-from tests.e2e.flower import Flower, links
+from tests.e2e.flower import ASKED, Flower, links
 from tests.servers import RedisServer, free_port, wait_until
 from tests.simulator.process import SimulatorProcess
 
@@ -50,6 +50,7 @@ async def watched(tmp_path_factory: pytest.TempPathFactory, sqlite_template: Pat
         fleet.background("flower", "flower")
         wait_until(flower.is_up, what="Flower")
         wait_until(lambda: len(flower.workers()) == 1, what="a worker in Flower")
+        wait_until(lambda: ASKED in fleet.log("worker-1"), what="task events", within=20)
         fleet.producer()
         crawl_id = fleet.submit()
         await fleet.until_finished(crawl_id)

@@ -48,6 +48,12 @@ def test_with_a_password_operators_may_act_on_the_fleet() -> None:
     }
 
 
+@pytest.mark.parametrize(("events", "asks"), [("auto", "True"), ("always", "True"), ("never", "False")])
+def test_it_asks_workers_for_task_events_unless_told_not_to(events: str, asks: str) -> None:
+    command, _ = flower_command(settings(task_events=events))
+    assert options(command)["enable_events"] == asks
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_on_loopback_without_a_password_it_is_read_only_and_its_api_closed(host: str) -> None:
     command, variables = flower_command(settings(flower_host=host))
