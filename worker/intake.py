@@ -28,7 +28,7 @@ class Intake:
 
     def __init__(self, *, batch: int, lanes: int) -> None:
         self._batch = batch
-        self._least = batch * (lanes + 1)  # every lane writes a batch, and the next one has gathered
+        self._least = batch * (lanes + 2)  # every lane writes a batch, and has another to take when it is done
         self._most = self.window = self._least + batch
         self.in_hand = 0
         self._unstored = 0

@@ -16,7 +16,7 @@ from worker.writer import LARGEST_BATCH
 pytestmark = pytest.mark.e2e
 
 SHOPS = 600
-WINDOW = 4 * LARGEST_BATCH
+WINDOW = 5 * LARGEST_BATCH
 """What two lanes write, as much again that has gathered, and one batch more."""
 
 
