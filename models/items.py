@@ -166,9 +166,6 @@ def waves(sightings: Iterable[Sighting]) -> list[list[Sighting]]:
     Of two sightings of an item at one moment the last one given counts.
     """
     latest = {(s.shop_id, s.item_id, s.seen_at): s for s in sightings}
-    once = {place[:2]: sighting for place, sighting in latest.items()}
-    if len(once) == len(latest):  # as nearly always
-        return [[once[key] for key in sorted(once)]] if once else []
     found: dict[int, list[Sighting]] = defaultdict(list)
     for _key, group in groupby(sorted(latest), key=itemgetter(0, 1)):
         for number, place in enumerate(group):

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from redis import Redis
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from models.settings import async_url
 from tests.e2e.fleet import TOKEN, Fleet, until
+from tests.ledger import engine_for
 from tests.simulator.process import SimulatorProcess
 from worker.writer import LARGEST_BATCH
 
@@ -22,7 +21,7 @@ WINDOW = 5 * LARGEST_BATCH
 
 @pytest.fixture
 def simulator() -> Iterator[SimulatorProcess]:
-    """One page of each shop, and another to prove its end."""
+    """One page of each shop: it is short, reaches the total, and so proves its own end."""
     with SimulatorProcess(seed=3, token=TOKEN, profile="uniform", shops=SHOPS, items_min=5, items_max=5) as running:
         yield running
 
@@ -31,9 +30,8 @@ async def test_pages_wait_before_their_calls_while_the_database_is_locked(
     tmp_path: Path, simulator: SimulatorProcess, postgres_url: str, redis_url: str
 ) -> None:
     limits = {"concurrency": SHOPS, "tmapi_concurrency_start": SHOPS, "tmapi_concurrency_max": SHOPS}
-    engine = create_async_engine(async_url(postgres_url))
     with Fleet(tmp_path, simulator, database_url=postgres_url, redis_url=redis_url, **limits) as fleet:
-        async with engine.begin() as locked:
+        async with engine_for(postgres_url) as engine, engine.begin() as locked:
             await locked.execute(sa.text("LOCK TABLE item_seen IN EXCLUSIVE MODE"))
             fleet.producer()
             fleet.worker()
@@ -48,4 +46,4 @@ async def test_pages_wait_before_their_calls_while_the_database_is_locked(
         await fleet.until_finished(crawl_id)
         await fleet.assert_complete(crawl_id)
         assert fleet.repeated == 0
-    await engine.dispose()
+        assert simulator.calls()["total"] == SHOPS

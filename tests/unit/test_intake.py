@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -113,7 +112,7 @@ async def finished(door: Intake, tasks: list[asyncio.Task[None]]) -> None:
 
 @given(st.lists(st.sampled_from(["enter", "urgent", "answer", "store", "cancel", "fail"]), max_size=300))
 def test_whatever_happens_room_is_used_and_none_is_lost(steps: list[str]) -> None:
-    run(_play(steps))
+    asyncio.run(_play(steps))
 
 
 async def _play(steps: list[str]) -> None:
@@ -147,7 +146,3 @@ async def _play(steps: list[str]) -> None:
     for task in entering:
         task.cancel()
     await asyncio.gather(*entering, return_exceptions=True)
-
-
-def run(coroutine: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(coroutine)

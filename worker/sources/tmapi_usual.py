@@ -86,12 +86,12 @@ def usual_answer(response: HttpResponse) -> tuple[Data, list[Item]] | None:
         return None
 
 
-# Prices repeat themselves within a page and from page to page; figures and times seldom do.
-_price = lru_cache(maxsize=4096)(base.read_decimal)
+# Prices and ranks recur within a page and from page to page; figures and times seldom do.
+_recurring = lru_cache(maxsize=4096)(base.read_decimal)
 
 
 def _item(row: Row) -> Item:
-    price, decimal, integer = _price, base.read_decimal, base.read_integer
+    recurring, decimal, integer = _recurring, base.read_decimal, base.read_integer
     prices, sales = row.price_info, row.sale_info
     return Item(
         item_id=row.item_id,
@@ -101,18 +101,18 @@ def _item(row: Row) -> Item:
         video_id=row.video_id or None,
         category_path=row.category_path,
         category_name=row.category_name or None,
-        price=price(row.price) if row.price else None,
-        drop_ship_price=price(prices.drop_ship_price) if prices.drop_ship_price else None,
-        wholesale_price=price(prices.wholesale_price) if prices.wholesale_price else None,
-        origin_price=price(prices.origin_price) if prices.origin_price else None,
-        agent_price=price(prices.agent_price) if prices.agent_price else None,
+        price=recurring(row.price) if row.price else None,
+        drop_ship_price=recurring(prices.drop_ship_price) if prices.drop_ship_price else None,
+        wholesale_price=recurring(prices.wholesale_price) if prices.wholesale_price else None,
+        origin_price=recurring(prices.origin_price) if prices.origin_price else None,
+        agent_price=recurring(prices.agent_price) if prices.agent_price else None,
         quantity_begin=integer(row.quantity_begin) if row.quantity_begin else None,
         gmv_30d=decimal(sales.gmv_30days) if sales.gmv_30days else None,
         gmv_90d=decimal(sales.gmv_90days) if sales.gmv_90days else None,
         sold_30d=integer(sales.sale_quantity_30days) if sales.sale_quantity_30days else None,
         sold_90d=integer(sales.sale_quantity_90days) if sales.sale_quantity_90days else None,
         orders_30d=integer(sales.orders_count_30days) if sales.orders_count_30days else None,
-        rank_score=price(row.primary_rank_score) if row.primary_rank_score else None,
+        rank_score=recurring(row.primary_rank_score) if row.primary_rank_score else None,
         new_product=row.new_product,
         type=row.type or None,
         unit=row.unit or None,
